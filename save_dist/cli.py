@@ -1,0 +1,201 @@
+"""`save-dist VERB --config FILE [--set a.b=c ...] [--dry-run]`: parse, run, say how it ended.
+
+The only place where logging is configured, signals are caught and exit codes are made.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from save_dist.config import schema
+from save_dist.config.load import JOBS, config_hash, dump_yaml, load, read_yaml, resolved
+from save_dist.core.durable import write_bytes, write_json
+from save_dist.core.errors import InfrastructureError, PartialError, SaveDistError
+from save_dist.core.paths import RunPaths
+from save_dist.pipelines import verbs
+from save_dist.pipelines.context import Context, Summary
+from save_dist.pipelines.provenance import provenance
+from save_dist.tracking.mlflow import Mirror
+from save_dist.tracking.mlflow import sync as replay
+from save_dist.tracking.progress import make_progress, print_summary
+from save_dist.tracking.tracker import open_journal
+
+logger = logging.getLogger(__name__)
+
+STOPPED = 130
+PARTIAL = PartialError.exit_code
+app = typer.Typer(
+    help="Train SAVE on single cells, generate atlases of virtual cells, and judge them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration of the job.")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", help="Override one setting, e.g. vae.optim.lr=1e-3.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Validate everything, print the plan, touch nothing.")
+]
+
+
+def _add_verb(verb: str) -> None:
+    def command(config: ConfigOption, set_: SetOption = [], dry_run: DryRunOption = False) -> None:  # noqa: B006
+        raise typer.Exit(run_job(verb, config, set_, dry_run=dry_run))
+
+    app.command(verb, help=verbs.HELP[verb])(command)
+
+
+for _verb in JOBS:
+    _add_verb(_verb)
+
+
+@app.command(help="Write a small simulated data set (h5ad) whose truth is known.")
+def simulate(
+    output: Annotated[Path, typer.Argument(help="h5ad file to write.")],
+    cells: Annotated[int, typer.Option(help="Cells.")] = 1200,
+    genes: Annotated[int, typer.Option(help="Genes.")] = 200,
+    interaction: Annotated[float, typer.Option(help="Type-specific share of responses.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+) -> None:
+    """Simulated cells: 3 types x 2 conditions x 2 donors."""
+    work = partial(verbs.simulate, output, cells, genes, interaction, seed)
+    raise typer.Exit(_ending(work, {"verb": "simulate"}))
+
+
+@app.command(help="Send MLflow what it missed while it was slow or down.")
+def sync(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Replay the journal of a run to the server its configuration names."""
+
+    def work() -> Summary:
+        paths = RunPaths(run)
+        tracking = schema.TrackingConfig.model_validate(read_yaml(paths.config)["tracking"])
+        return {"points": replay(paths.metrics, tracking.uri, tracking.experiment)}
+
+    raise typer.Exit(_ending(work, {"verb": "sync"}))
+
+
+@app.command(help="Check every byte of an atlas against its receipts and plan.")
+def verify(atlas: Annotated[Path, typer.Argument(help="RUN/atlas.zarr")]) -> None:
+    """Exit code 4 if a part is missing or altered."""
+    raise typer.Exit(_ending(partial(verbs.verify, atlas), {"verb": "verify"}))
+
+
+def main() -> None:
+    """Entry point of the `save-dist` command."""
+    app()
+
+
+def job_main(verb: str) -> None:
+    """Entry point of `jobs/VERB.py`: the same arguments without the verb."""
+    sys.argv.insert(1, verb)
+    main()
+
+
+def run_job(verb: str, path: Path, overrides: list[str], *, dry_run: bool = False) -> int:
+    """Run one job; returns its exit code. The last line on stdout is a JSON summary."""
+    summary: Summary = {"verb": verb}
+
+    def work() -> Summary:
+        config = load(JOBS[verb], path, overrides)
+        summary.update(run_dir=str(config.run.dir), config_hash=config_hash(config))
+        if dry_run:
+            return {"status": "planned", "plan": verbs.PLANS[verb](config)}
+        return {"stages": _execute(verb, config)}
+
+    return _ending(work, summary, writes_result=not dry_run)
+
+
+def _ending(work: Callable[[], Summary], summary: Summary, *, writes_result: bool = False) -> int:
+    """Do the work and turn however it ends into a summary and an exit code."""
+    _configure_logging()
+    started = time.monotonic()
+    code = 0
+    summary["status"] = "done"
+    try:
+        summary |= work()
+    except SaveDistError as e:
+        code = e.exit_code
+        summary |= {"status": "partial" if code == PARTIAL else "failed", "error": str(e)}
+        sys.stderr.write(f"error: {e}\n")
+    except (KeyboardInterrupt, SystemExit):
+        code = STOPPED
+        summary |= {"status": "stopped", "error": "stopped by a signal; run again to continue"}
+    except Exception as e:  # noqa: BLE001  # the last place that can say how the job ended
+        code = InfrastructureError.exit_code
+        summary |= {"status": "failed", "error": f"unexpected {type(e).__name__}: {e}"}
+        sys.stderr.write(traceback.format_exc())
+    summary |= {"exit_code": code, "seconds": round(time.monotonic() - started, 1)}
+    if writes_result and "run_dir" in summary:
+        with contextlib.suppress(OSError):  # the summary is on stdout as well
+            write_json(RunPaths(Path(summary["run_dir"])).result, summary)
+    print_summary(summary)
+    return code
+
+
+def _execute(verb: str, config: schema.JobConfig) -> Summary:
+    paths = RunPaths(config.run.dir)
+    _prepare(paths, config)
+    journal = open_journal(paths.metrics)
+    context = Context(paths, journal, make_progress())
+    identity = config_hash(config)
+    with _terminate_as_interrupt(), _mirror(config, paths), journal.running(identity):
+        journal.params(resolved(config))
+        journal.tags({"verb": verb, "config_hash": identity} | provenance(paths))
+        journal.artifact(paths.config)
+        return verbs.RUN[verb](config, context)
+
+
+def _prepare(paths: RunPaths, config: schema.JobConfig) -> None:
+    """The run folder must take files before anything is computed."""
+    try:
+        write_bytes(paths.config, dump_yaml(config).encode())
+    except OSError as e:
+        raise InfrastructureError(
+            f"run.dir={paths.root} cannot be written: {e}; choose another folder or fix "
+            "permissions and space"
+        ) from e
+
+
+@contextlib.contextmanager
+def _mirror(config: schema.JobConfig, paths: RunPaths) -> Iterator[None]:
+    if config.tracking.backend == "none":
+        yield
+        return
+    with Mirror(paths.metrics, config.tracking.uri, config.tracking.experiment):
+        yield
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM (a scheduler stopping the job) ends it like Ctrl-C: cleanly, exit code 130."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _configure_logging() -> None:
+    level = os.environ.get("SAVE_DIST_LOG", "WARNING").upper()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("save_dist").setLevel(level)
+
+
+if __name__ == "__main__":
+    main()

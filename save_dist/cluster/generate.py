@@ -1,0 +1,138 @@
+"""Ray Data around the sampling of parts: a pool of actors, each with the model loaded once.
+
+No cell passes through the object store: an actor writes its part into the atlas and returns a
+few numbers. What is complete is decided by receipts in the store, never by rows returned.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from save_dist.cluster import runtime
+from save_dist.config.schema import ClusterConfig
+from save_dist.core.errors import InfrastructureError
+from save_dist.generation.worker import PartWorker
+from save_dist.tracking.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+PARTS_PER_ROUND = 10_000
+"""Parts handed to Ray Data at once; bounds what the driver and its scheduler hold."""
+
+
+@dataclass(frozen=True)
+class PartOutcome:
+    """What came of one part; `error` is empty when its receipt was written."""
+
+    part: int
+    n_cells: int
+    seconds: float
+    n_evaluations: int
+    error: str
+
+
+class _Actor:
+    """Ray's side of `PartWorker`: one per process, model loaded once."""
+
+    def __init__(self, bundle: str, atlas: str, n_threads: int, device: str) -> None:
+        import torch
+
+        torch.set_num_threads(n_threads)
+        self._worker = PartWorker(Path(bundle), Path(atlas), device=device)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        part = int(row["part"])
+        try:
+            receipt = self._worker.run(part)
+        except Exception as e:  # one bad part must not end the other parts
+            logger.exception("event=part_failed part=%d", part)
+            text = f"{type(e).__name__}: {e}"
+            return {"part": part, "n_cells": 0, "seconds": 0.0, "n_evaluations": 0, "error": text}
+        return {
+            "part": part,
+            "n_cells": receipt.n_cells,
+            "seconds": receipt.seconds,
+            "n_evaluations": receipt.n_evaluations,
+            "error": "",
+        }
+
+
+def generate(
+    parts: Sequence[int],
+    cells: int,
+    bundle: Path,
+    atlas: Path,
+    config: ClusterConfig,
+    progress: Progress,
+) -> list[PartOutcome]:
+    """Sample and write `parts`; a failed part is tried once more in a second round.
+
+    Args:
+        parts: part numbers without a receipt.
+        cells: cells in these parts together, for the progress bar.
+        bundle: exported model.
+        atlas: store with its template written.
+        config: workers and their resources.
+        progress: receiver of progress.
+
+    Raises:
+        InfrastructureError: if the pool itself failed.
+    """
+    with runtime.session(config), progress.task("generating", cells, "cells") as task:
+        outcomes: dict[int, PartOutcome] = {}
+        todo = list(parts)
+        for _ in range(2):
+            for outcome in _rounds(todo, bundle, atlas, config):
+                outcomes[outcome.part] = outcome
+                n_done = sum(o.n_cells for o in outcomes.values())
+                n_failed = sum(1 for o in outcomes.values() if o.error)
+                task.update(n_done, f"{n_failed} parts failed" if n_failed else "")
+            todo = [p for p in todo if p not in outcomes or outcomes[p].error]
+            if not todo:
+                break
+    return [outcomes[p] for p in sorted(outcomes)]
+
+
+def _rounds(
+    parts: Sequence[int], bundle: Path, atlas: Path, config: ClusterConfig
+) -> Iterator[PartOutcome]:
+    for start in range(0, len(parts), PARTS_PER_ROUND):
+        yield from _round(parts[start : start + PARTS_PER_ROUND], bundle, atlas, config)
+
+
+def _round(
+    parts: Sequence[int], bundle: Path, atlas: Path, config: ClusterConfig
+) -> Iterator[PartOutcome]:
+    import ray.data
+    import ray.exceptions
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = 600
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    n_actors = min(config.n_workers, len(parts))
+    outcomes = ray.data.from_items(
+        [{"part": part} for part in parts], override_num_blocks=len(parts)
+    ).map(
+        _Actor,
+        fn_constructor_args=(
+            str(bundle.resolve()),
+            str(atlas.resolve()),
+            max(1, int(config.cpus_per_worker)),
+            "cuda" if config.gpus_per_worker > 0 else "cpu",
+        ),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=n_actors, initial_size=n_actors),
+        num_cpus=config.cpus_per_worker,
+        num_gpus=config.gpus_per_worker,
+        runtime_env={"env_vars": runtime.worker_environment(config)},
+    )
+    try:
+        for row in outcomes.iter_rows():
+            yield PartOutcome(**row)
+    except ray.exceptions.RayError as e:
+        raise InfrastructureError(
+            f"the pool of sampling actors failed: {str(e)[-500:]}. Finished parts are kept; run "
+            "the same command to continue"
+        ) from e

@@ -1,0 +1,235 @@
+"""Ray Train around the training stages: process group, restarts, nothing else.
+
+Durability is ours (checkpoints in the run folder), so Ray keeps no checkpoints and a restarted
+worker group finds its way from the newest whole one.
+"""
+
+import contextlib
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from save_dist.cluster import runtime
+from save_dist.config.schema import ClusterConfig, FlowConfig, TrainingConfig, VaeConfig
+from save_dist.core import errors
+from save_dist.core.durable import write_json
+from save_dist.core.errors import InfrastructureError, SaveDistError
+from save_dist.tracking.progress import Progress, Task
+from save_dist.tracking.tracker import Journal, parse_record
+from save_dist.training.loop import Ranks
+from save_dist.training.run import TrainPlan, run_stages, steps_done
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class JournalReporter:
+    """Rank 0 writes metrics to the run's journal; the other ranks have no journal."""
+
+    journal: Journal | None
+
+    def metrics(self, stage: str, values: Mapping[str, float], step: int) -> None:
+        """Append one record."""
+        if self.journal is not None:
+            self.journal.child(stage).metrics(values, step)
+
+
+def fit(plan: TrainPlan, config: ClusterConfig, journal: Journal, progress: Progress) -> None:
+    """Run the stages on `config.n_workers` DDP ranks; returns when all are finished.
+
+    Raises:
+        DivergedError, CheckpointError, DataError: what a rank raised on purpose.
+        InfrastructureError: if workers kept failing; the same command continues.
+    """
+    with runtime.session(config):
+        _clear_failures(plan)
+        with _shown(plan, journal.path, progress):
+            _run_trainer(plan, config, journal)
+    _raise_failures(plan)
+
+
+def _run_trainer(plan: TrainPlan, config: ClusterConfig, journal: Journal) -> None:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    storage = plan.paths.scratch / "ray"
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=_to_json(plan, config, journal),
+        torch_config=TorchConfig(timeout_s=int(config.collective_timeout_s)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.n_workers,
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker=_resources(config),
+        ),
+        run_config=ray.train.RunConfig(
+            # a name of its own: what Ray remembers of an earlier attempt is never consulted
+            name=f"attempt-{journal.attempt}-{time.time_ns()}",
+            storage_path=str(storage.resolve()),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            worker_runtime_env={"env_vars": runtime.worker_environment(config)},
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as e:
+        _raise_failures(plan)
+        raise InfrastructureError(
+            f"training workers failed more than cluster.max_failures={config.max_failures} "
+            f"times; the last cause: {str(e)[-500:]}. Run the same command to continue"
+        ) from e
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One rank. A failure on purpose is written down, not retried."""
+    import ray.train
+    import ray.train.torch
+
+    plan, journal, n_threads = _from_json(config)
+    if _failures(plan):
+        return
+    torch.set_num_threads(n_threads)
+    context = ray.train.get_context()
+    ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    reporter = JournalReporter(journal if ranks.is_first else None)
+    try:
+        run_stages(plan, ranks, reporter, ray.train.torch.get_device())
+    except SaveDistError as e:
+        if isinstance(e, InfrastructureError):
+            raise
+        _failure_folder(plan).mkdir(parents=True, exist_ok=True)
+        facts = {"type": type(e).__name__, "message": str(e)}
+        write_json(_failure_folder(plan) / f"rank-{ranks.rank}.json", facts)
+        if not isinstance(e, errors.DivergedError):
+            raise  # the other ranks may be waiting: end them too; the restart finds the record
+
+
+def _to_json(plan: TrainPlan, config: ClusterConfig, journal: Journal) -> dict[str, Any]:
+    return {
+        "root": str(plan.root.resolve()),
+        "seed": plan.seed,
+        "training": plan.training.model_dump(mode="json"),
+        "vae": plan.vae.model_dump(mode="json"),
+        "flow": plan.flow.model_dump(mode="json"),
+        "vocabulary_hash": plan.vocabulary_hash,
+        "attempt": journal.attempt,
+        "n_threads": max(1, int(config.cpus_per_worker)),
+    }
+
+
+def _from_json(config: dict[str, Any]) -> tuple[TrainPlan, Journal, int]:
+    plan = TrainPlan(
+        root=Path(config["root"]),
+        seed=config["seed"],
+        training=TrainingConfig.model_validate(config["training"]),
+        vae=VaeConfig.model_validate(config["vae"]),
+        flow=FlowConfig.model_validate(config["flow"]),
+        vocabulary_hash=config["vocabulary_hash"],
+    )
+    journal = Journal(plan.paths.metrics, attempt=config["attempt"])
+    return plan, journal, config["n_threads"]
+
+
+def _resources(config: ClusterConfig) -> dict[str, float]:
+    resources = {"CPU": config.cpus_per_worker}
+    if config.gpus_per_worker > 0:
+        resources["GPU"] = config.gpus_per_worker
+    return resources
+
+
+# ---------------------------------------------------------------- failures on purpose
+
+
+def _failure_folder(plan: TrainPlan) -> Path:
+    return plan.paths.scratch / "failures"
+
+
+def _failures(plan: TrainPlan) -> list[Path]:
+    return sorted(_failure_folder(plan).glob("rank-*.json"))
+
+
+def _clear_failures(plan: TrainPlan) -> None:
+    shutil.rmtree(_failure_folder(plan), ignore_errors=True)
+
+
+def _raise_failures(plan: TrainPlan) -> None:
+    """Raise what the first failed rank raised, as the class it was."""
+    for path in _failures(plan):
+        facts = json.loads(path.read_text())
+        raise getattr(errors, facts["type"])(facts["message"])
+
+
+# ---------------------------------------------------------------- progress
+
+
+@contextlib.contextmanager
+def _shown(plan: TrainPlan, metrics: Path, progress: Progress) -> Iterator[None]:
+    """Bars that follow the journal while the workers write it."""
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=_follow, args=(plan, metrics, progress, stop), name="progress", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _follow(plan: TrainPlan, metrics: Path, progress: Progress, stop: threading.Event) -> None:
+    totals = _totals(plan)
+    offset = metrics.stat().st_size if metrics.exists() else 0
+    with contextlib.ExitStack() as shown:
+        tasks: dict[str, Task] = {}
+        while not stop.wait(0.5):
+            if not tasks:
+                first = plan.training.stages[0]
+                tasks[first] = _start_task(shown, progress, first, totals[first])
+            offset, records = _new_records(metrics, offset)
+            for stage, step, loss in records:
+                if stage not in tasks:
+                    shown.pop_all().close()
+                    tasks[stage] = _start_task(shown, progress, stage, totals[stage])
+                tasks[stage].update(step, f"loss {loss:.4g}")
+
+
+def _start_task(shown: contextlib.ExitStack, progress: Progress, stage: str, total: int) -> Task:
+    return shown.enter_context(progress.task(f"training {stage}", total, "steps"))
+
+
+def _new_records(metrics: Path, offset: int) -> tuple[int, list[tuple[str, int, float]]]:
+    """Training losses appended since `offset`, and the new offset."""
+    if not metrics.exists():
+        return offset, []
+    with metrics.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    found = []
+    for line in whole.splitlines():
+        record = parse_record(line)
+        if record and record.kind == "metrics" and "train/loss" in record.values:
+            found.append((record.run, record.step or 0, float(record.values["train/loss"])))
+    return offset + len(whole), found
+
+
+def remaining(plan: TrainPlan) -> dict[str, int]:
+    """Optimiser steps each stage still needs."""
+    totals = _totals(plan)
+    return {stage: totals[stage] - steps_done(plan, stage) for stage in plan.training.stages}
+
+
+def _totals(plan: TrainPlan) -> dict[str, int]:
+    return {"vae": plan.vae.optim.n_steps, "flow": plan.flow.optim.n_steps}

@@ -1,0 +1,135 @@
+"""The roots, one per job, and what must hold between their sections."""
+
+from pydantic import model_validator
+
+from save_dist.config.schema.base import ClusterConfig, RunConfig, Section, TrackingConfig
+from save_dist.config.schema.cells import (
+    BlocksConfig,
+    ConditionsConfig,
+    GenesConfig,
+    IngestConfig,
+    SplitConfig,
+)
+from save_dist.config.schema.networks import FlowConfig, TrainingConfig, VaeConfig
+from save_dist.config.schema.results import EvaluateConfig, GridConfig, OutputConfig, TransferConfig
+
+
+class JobConfig(Section):
+    """What every job has."""
+
+    run: RunConfig
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class IngestJob(JobConfig):
+    """Files -> SOMA store."""
+
+    conditions: ConditionsConfig
+    ingest: IngestConfig
+
+
+class BlocksJob(JobConfig):
+    """SOMA store -> vocabulary: conditions, split, genes, blocks."""
+
+    conditions: ConditionsConfig
+    split: SplitConfig = SplitConfig()
+    genes: GenesConfig = GenesConfig()
+    blocks: BlocksConfig = BlocksConfig()
+
+
+class TrainJob(JobConfig):
+    """SOMA store and vocabulary -> VAE, latents, flow, exported model."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    training: TrainingConfig = TrainingConfig()
+    vae: VaeConfig = VaeConfig()
+    flow: FlowConfig = FlowConfig()
+
+    @model_validator(mode="after")
+    def _cells_divide(self) -> "TrainJob":
+        check_divisions(self.cluster, self.training, self.vae, self.flow)
+        return self
+
+
+class GenerateJob(JobConfig):
+    """Model and grid -> atlas."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    grid: GridConfig = GridConfig()
+    output: OutputConfig = OutputConfig()
+
+
+class TransferJob(JobConfig):
+    """Model and real cells -> cells under another condition."""
+
+    transfer: TransferConfig
+
+
+class EvaluateJob(JobConfig):
+    """Atlas and held-back real cells -> report."""
+
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+class PipelineJob(JobConfig):
+    """Everything, in order."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    conditions: ConditionsConfig
+    ingest: IngestConfig
+    split: SplitConfig = SplitConfig()
+    genes: GenesConfig = GenesConfig()
+    blocks: BlocksConfig = BlocksConfig()
+    training: TrainingConfig = TrainingConfig()
+    vae: VaeConfig = VaeConfig()
+    flow: FlowConfig = FlowConfig()
+    grid: GridConfig = GridConfig()
+    output: OutputConfig = OutputConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _cells_divide(self) -> "PipelineJob":
+        check_divisions(self.cluster, self.training, self.vae, self.flow)
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_columns(self) -> "PipelineJob":
+        named = {
+            "vae.encoder_columns": self.vae.encoder_columns,
+            "vae.decoder_columns": self.vae.decoder_columns or [],
+            "grid.columns": [*self.grid.columns],
+            "grid.include": [name for c in self.grid.include for name in c],
+            "grid.exclude": [name for c in self.grid.exclude for name in c],
+            "grid.guidance.columns": [*self.grid.guidance.columns],
+        }
+        for setting, names in named.items():
+            if unknown := sorted(set(names) - set(self.conditions.columns)):
+                raise ValueError(
+                    f"{setting} names {', '.join(unknown)}, which conditions.columns "
+                    f"{self.conditions.columns} does not hold"
+                )
+        return self
+
+
+def check_divisions(
+    cluster: ClusterConfig, training: TrainingConfig, vae: VaeConfig, flow: FlowConfig
+) -> None:
+    """Lanes must divide evenly over ranks, and every minibatch over lanes and accumulation.
+
+    Raises:
+        ValueError: naming the two settings that disagree and a value that fits.
+    """
+    n_lanes = training.stream.n_lanes
+    if n_lanes % cluster.n_workers:
+        raise ValueError(
+            f"training.stream.n_lanes={n_lanes} is not a multiple of "
+            f"cluster.n_workers={cluster.n_workers}; use n_lanes: {4 * cluster.n_workers}"
+        )
+    for name, optim in (("vae", vae.optim), ("flow", flow.optim)):
+        unit = n_lanes * optim.n_accumulation
+        if optim.cells_per_step % unit:
+            raise ValueError(
+                f"{name}.optim.cells_per_step={optim.cells_per_step} is not a multiple of "
+                f"n_lanes * n_accumulation = {unit}; "
+                f"try {max(1, round(optim.cells_per_step / unit)) * unit}"
+            )

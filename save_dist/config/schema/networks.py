@@ -1,0 +1,156 @@
+"""Both networks, their optimisers, and how training reads, logs and saves."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from save_dist.config.schema.base import Positive, Section, Share, check_ascending
+
+
+class StreamConfig(Section):
+    """How shuffled minibatches are read from the store."""
+
+    rows_per_chunk: Positive = 128
+    """Neighbouring rows read at once (a shuffle chunk). More: faster reads, less mixing."""
+    chunks_per_pool: Positive = 256
+    """Shuffle chunks mixed at a time, over all lanes. More: better mixing, more memory."""
+    n_lanes: Positive = 4
+    """Virtual readers whose order never depends on the number of ranks; ranks share them."""
+    cache_bytes: int = Field(2 * 2**30, ge=0)
+    """Largest packed copy of the training cells on the node's disk; 0: always read SOMA."""
+    cache_dir: Path | None = None
+    """Folder for it, on each node's own disk; null: the run's scratch folder."""
+
+
+class MaskConfig(Section):
+    """Condition masking, drawn per cell and per column (SAVE eq. 13)."""
+
+    scheme: Literal["fixed", "mixture"] = "fixed"
+    """`fixed`: Bernoulli(p). `mixture`: a quarter unmasked, a quarter all, the rest random p."""
+    p: Share = 0.1
+    """Masking probability of `fixed`; the paper's 0.6 hides the full condition from most cells."""
+
+
+class OptimConfig(Section):
+    """AdamW, linear warm-up, cosine decay, EMA."""
+
+    n_steps: Positive = 2000
+    """Optimiser steps. One step sees `cells_per_step` cells over all ranks."""
+    cells_per_step: Positive = 256
+    """Global minibatch; does not change with the number of ranks."""
+    n_accumulation: Positive = 1
+    """Parts into which a rank splits its minibatch to save memory; the gradient is the same."""
+    lr: float = Field(1e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(2.5e-5, ge=0)
+    warmup_share: Share = 0.05
+    """Share of the steps with a linearly rising rate."""
+    final_lr_share: Share = 0.0
+    """Rate at the last step, as a share of the peak."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradient norm above which gradients are scaled down."""
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    """Decay of the averaged weights, the ones that are exported. 0 keeps the raw weights."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 autocast pays on GPU and on CPU from a width of about 256."""
+    compile: bool = False
+    """torch.compile the network; worth its minutes on a GPU only."""
+
+
+class VaeConfig(Section):
+    """Gene-block-attention VAE (SAVE 3.2-3.3)."""
+
+    backbone: Literal["attention", "mlp"] = "attention"
+    """`attention`: SAVE's gene-block transformer. `mlp`: two dense layers, cheap on CPU."""
+    width: Positive = 64
+    """m, width of a token (of the hidden layers for mlp)."""
+    depth: Positive = 2
+    """Transformer blocks in the encoder and again in the decoder."""
+    n_heads: Positive = 4
+    latent_dim: Positive = 32
+    """d, length of z."""
+    latent_token_width: Positive = 8
+    """K_l; z is read by the decoder as d / K_l tokens."""
+    condition_width: Positive = 64
+    """e, length of the condition embedding."""
+    block_projection: Literal["shared", "per_block"] = "per_block"
+    """Input projection: one for all blocks plus a block embedding, or one per block."""
+    likelihood: Literal["nb", "unit_interval"] = "nb"
+    """Counts (negative binomial), or the paper's [0, 1] expression (sigmoid, cross-entropy)."""
+    kl_weight: float = Field(1.0, ge=0)
+    """Weight of the KL term (summed over d, averaged over cells)."""
+    encoder_columns: list[str] = []
+    """Condition columns the encoder sees; none for generation."""
+    decoder_columns: list[str] | None = None
+    """Condition columns the decoder sees; null: all."""
+    linear_skip: bool = True
+    """Zero-initialised linear path from the condition embedding to the gene logits."""
+    mask: MaskConfig = MaskConfig()
+    latent_mask: tuple[Share, Share] | None = None
+    """Share of latent tokens hidden from the decoder, drawn per cell; the paper: [0.2, 0.4]."""
+    optim: OptimConfig = OptimConfig()
+
+    @model_validator(mode="after")
+    def _shapes_divide(self) -> "VaeConfig":
+        if self.latent_dim % self.latent_token_width:
+            raise ValueError(
+                f"vae.latent_dim={self.latent_dim} is not a multiple of "
+                f"vae.latent_token_width={self.latent_token_width}"
+            )
+        if self.latent_mask is not None:
+            check_ascending("vae.latent_mask", self.latent_mask)
+        if self.backbone == "attention" and self.width % self.n_heads:
+            raise ValueError(
+                f"vae.width={self.width} is not a multiple of vae.n_heads={self.n_heads}"
+            )
+        return self
+
+
+class FlowConfig(Section):
+    """Conditional flow matching over standardised latents and library size (SAVE 3.4)."""
+
+    backbone: Literal["attention", "mlp"] = "mlp"
+    width: Positive = 128
+    depth: Positive = 3
+    n_heads: Positive = 4
+    condition_width: Positive = 64
+    token_width: Positive = 8
+    """Latent numbers per token of the attention backbone."""
+    target: Literal["sample", "mean"] = "sample"
+    """x_1: a draw from q(z|x), or its mean."""
+    time: Literal["uniform", "logit_normal"] = "uniform"
+    """Law of t in training."""
+    coupling: Literal["none", "within_condition", "global"] = "none"
+    """Pairing of noise and data by optimal transport; `global` ties noise to conditions."""
+    mask: MaskConfig = MaskConfig()
+    optim: OptimConfig = OptimConfig()
+
+    @model_validator(mode="after")
+    def _shapes_divide(self) -> "FlowConfig":
+        if self.backbone == "attention" and self.width % self.n_heads:
+            raise ValueError(
+                f"flow.width={self.width} is not a multiple of flow.n_heads={self.n_heads}"
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    """Durable training state."""
+
+    every_steps: Positive = 200
+    """Optimiser steps between checkpoints: the most work a kill can cost."""
+    keep: Positive = 2
+    """Newest checkpoints kept."""
+
+
+class TrainingConfig(Section):
+    """What both stages share."""
+
+    stages: list[Literal["vae", "flow"]] = ["vae", "flow"]
+    """Stages to run, in this order; a finished stage is verified and skipped."""
+    log_every_steps: Positive = 20
+    """Steps between metric records."""
+    validate_every_steps: Positive = 200
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    stream: StreamConfig = StreamConfig()

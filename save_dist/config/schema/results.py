@@ -1,0 +1,101 @@
+"""Grids, atlases, transfer, evaluation."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from save_dist.config.schema.base import Condition, Positive, Section, Share, check_ascending
+
+
+class GuidanceConfig(Section):
+    """Classifier-free guidance (SAVE eq. 12)."""
+
+    scale: float = Field(1.0, ge=0)
+    """w: 1 is the plain conditional field; above 1 exaggerates the condition."""
+    columns: dict[str, float] = {}
+    """Weights per column, v_null + sum w_a (v_a - v_null); replaces `scale`."""
+    interval: tuple[Share, Share] = (0.0, 1.0)
+    """Times t within which guidance applies; outside, the conditional field is used."""
+
+    @model_validator(mode="after")
+    def _interval_ascends(self) -> "GuidanceConfig":
+        check_ascending("guidance.interval", self.interval)
+        return self
+
+
+class SolverConfig(Section):
+    """The ODE solver (torchdiffeq)."""
+
+    method: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = "midpoint"
+    n_steps: Positive = 5
+    """Steps of a fixed-step method (midpoint and heun evaluate the network twice a step)."""
+    tolerance: float = Field(1e-5, gt=0)
+    """Relative and absolute tolerance of dopri5."""
+
+
+class GridConfig(Section):
+    """The declared set of conditions to generate."""
+
+    columns: dict[str, Literal["all"] | list[str]] = {}
+    """Values per condition column, `all` (the default for a column not named) or a list."""
+    include: list[Condition] = []
+    """Combinations to add to the product; missing columns stand for all their values."""
+    exclude: list[Condition] = []
+    """Combinations to leave out of the product."""
+    cells_per_condition: Positive = 1000
+    unseen: Literal["direct", "refuse"] = "direct"
+    """Combinations never trained on: sample with their labels, or refuse the grid."""
+    seed: int = Field(0, ge=0)
+    guidance: GuidanceConfig = GuidanceConfig()
+    solver: SolverConfig = SolverConfig()
+
+
+class OutputConfig(Section):
+    """The layout of the atlas store."""
+
+    cells_per_part: Positive = 16_384
+    """Rows of one part = one shard file = one task. Aim at 2-5 s of sampling or more."""
+    cells_per_chunk: Positive = 128
+    """Rows decompressed together when the atlas is read."""
+    cells_per_minibatch: Positive = 512
+    """Cells sampled at once; part of the plan, since sums in another order change last bits."""
+
+    @model_validator(mode="after")
+    def _part_holds_whole_chunks(self) -> "OutputConfig":
+        if self.cells_per_part % self.cells_per_chunk:
+            raise ValueError(
+                f"output.cells_per_part={self.cells_per_part} is not a multiple of "
+                f"output.cells_per_chunk={self.cells_per_chunk}; "
+                f"try {self.cells_per_chunk * 128}"
+            )
+        return self
+
+
+class TransferConfig(Section):
+    """Re-expression of real cells under other conditions."""
+
+    target: Condition = Field(min_length=1)
+    """Condition values the cells are decoded under; other columns keep each cell's own."""
+    source: Condition = {}
+    """Only cells matching these values are transferred."""
+    output: str = "transfer.zarr"
+    """AnnData-Zarr store to write, relative to the run folder."""
+
+
+class EvaluateConfig(Section):
+    """EVALUATION protocol version 1."""
+
+    n_max: Positive = 500
+    """Cells per side and combination at most."""
+    min_cells: Positive = 50
+    """Combinations with fewer test cells are printed, not averaged."""
+    seeds: list[int] = Field([0, 1, 2, 3, 4], min_length=1)
+    """Sampling seeds; figures are their mean."""
+    n_components: Positive = 50
+    """Principal components of space A, fitted on training cells."""
+    n_bootstrap: Positive = 1000
+    """Resamples of the combinations for the 95% interval of a macro mean."""
+    umap_cells: Positive = 3000
+    """Real and generated cells in the UMAP picture."""
+    n_workers: Positive = 2
+    """Processes; the scores do not depend on it."""

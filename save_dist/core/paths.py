@@ -1,0 +1,70 @@
+"""The names inside a run folder; everything that reads or writes a run asks here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Places of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved configuration of the last job."""
+        return self.root / "config.resolved.yaml"
+
+    @property
+    def result(self) -> Path:
+        """JSON summary of the last job."""
+        return self.root / "result.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Append-only record of everything tracked; the truth MLflow mirrors."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def store(self) -> Path:
+        """TileDB-SOMA experiment."""
+        return self.root / "store.soma"
+
+    @property
+    def vocab(self) -> Path:
+        """Genes, conditions, blocks, cell index."""
+        return self.root / "vocab"
+
+    def checkpoints(self, stage: str) -> Path:
+        """Checkpoints of one training stage."""
+        return self.root / "checkpoints" / stage
+
+    @property
+    def latents(self) -> Path:
+        """Encoded training cells."""
+        return self.root / "latents"
+
+    @property
+    def model(self) -> Path:
+        """Exported model bundle."""
+        return self.root / "model"
+
+    @property
+    def atlas(self) -> Path:
+        """Generated cells."""
+        return self.root / "atlas.zarr"
+
+    @property
+    def report(self) -> Path:
+        """Pages and pictures for people."""
+        return self.root / "report"
+
+    @property
+    def stages(self) -> Path:
+        """One small record per finished stage."""
+        return self.root / "stages"
+
+    @property
+    def scratch(self) -> Path:
+        """Caches that may be deleted at any time."""
+        return self.root / "scratch"

@@ -1,0 +1,1 @@
+"""Cells on their way in: files -> SOMA store -> shuffled minibatches."""

@@ -1,0 +1,188 @@
+"""Files -> one SOMA store of raw counts. A killed ingest continues with the input it stopped in.
+
+One record per finished input stands beside the store; an input without its record is written
+again, over the same rows, so nothing is doubled and nothing missing.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tiledbsoma
+from jaxtyping import Int32, Int64
+from numpy import ndarray
+
+from save_dist.config.schema import ConditionsConfig, IngestConfig
+from save_dist.core.errors import DataError, InfrastructureError
+from save_dist.data import writer
+from save_dist.data.annotate import label_by_markers
+from save_dist.data.csr import CsrCounts, sort_rows
+from save_dist.data.inputs import IngestPlan, InputPlan
+from save_dist.data.inputs import check_inputs as check_inputs
+from save_dist.data.inputs import ingest_key as ingest_key
+from save_dist.data.obs import ObsRules, input_obs
+from save_dist.data.readers import H5adReader
+from save_dist.data.receipts import IngestReceipts, IngestSummary
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same over all inputs."""
+
+    config: IngestConfig
+    plan: IngestPlan
+    rules: ObsRules
+    uri: Path
+    seed: int
+
+
+def ingest(
+    config: IngestConfig,
+    conditions: ConditionsConfig,
+    uri: Path,
+    *,
+    seed: int = 0,
+    plan: IngestPlan | None = None,
+    progress: Progress | None = None,
+) -> IngestSummary:
+    """Write the cells of all inputs to a SOMA experiment at `uri`, or finish what was begun.
+
+    obs: cell_id, input, the condition columns, `obs_columns`, n_counts. var: gene_id. X: layer
+    `raw` of measurement `RNA`.
+
+    Args:
+        config: files, labels, layout.
+        conditions: its columns must end up in obs.
+        uri: folder of the store.
+        seed: of the clustering behind marker labels.
+        plan: what `check_inputs` gave for the same arguments, if it was just called.
+        progress: called with cells written so far and cells in all.
+
+    Raises:
+        ConfigError, DataError: see `check_inputs`; before anything is written.
+        DataError: if `uri` holds another ingest, or a file has two counts for one cell and gene.
+        InfrastructureError: if the output cannot be written or the disk is too small.
+    """
+    records = IngestReceipts(uri, ingest_key(config, conditions, seed))
+    if summary := records.finished():
+        logger.info("event=ingest_already_complete uri=%s n_cells=%d", uri, summary.n_cells)
+        return summary
+    plan = plan or check_inputs(config, conditions, seed)
+    _check_space(plan, uri)
+    records.begin()
+    if not uri.exists():
+        writer.create_store(uri, plan.layout, {"save_dist_ingest_key": records.key})
+    job = _Job(config, plan, ObsRules.of(config, conditions), uri, seed)
+    nnz = 0
+    for position, item in enumerate(plan.inputs):
+        record = records.of_input(position)
+        if record is None:
+            record = {"input": item.name, "n_cells": item.n_cells}
+            record["nnz"] = _write_guarded(job, item, progress)
+            records.add_input(position, record)
+        nnz += int(record["nnz"])
+        _report(progress, item.start + item.n_cells, plan.n_cells)
+    writer.mark_complete(uri, plan.label_origin)
+    summary = _summary(plan, nnz)
+    records.finish(summary)
+    return summary
+
+
+def as_counts(block: Any, gene_map: Int32[ndarray, " file_gene"], count_type: str) -> CsrCounts:
+    """A file's rows in the columns of the store; zeros and genes mapped to -1 are dropped.
+
+    Raises:
+        DataError: if a row holds a gene twice.
+    """
+    genes = gene_map[block.indices]
+    kept = (genes >= 0) & (block.data != 0)
+    edges = np.concatenate([[0], np.cumsum(kept)])[block.indptr]
+    csr = CsrCounts(edges, genes[kept], block.data[kept].astype(count_type))
+    if (row := sort_rows(*csr)) >= 0:
+        raise DataError(f"row {row} of a block holds two counts for one gene")
+    return csr
+
+
+def _write_guarded(job: _Job, item: InputPlan, progress: Progress | None) -> int:
+    try:
+        return _write_input(job, item, progress)
+    except (OSError, tiledbsoma.SOMAError) as e:
+        raise InfrastructureError(
+            f"could not copy input {item.name} to {job.uri}: {e}; free space or fix permissions, "
+            "then run again: finished inputs are kept"
+        ) from e
+
+
+def _write_input(job: _Job, item: InputPlan, progress: Progress | None) -> int:
+    """Counts block by block, then labels and obs. Returns the number of nonzero counts."""
+    n_counts: list[np.ndarray] = []
+    nnz = 0
+    with H5adReader(item.path, job.config.layer) as reader:
+        frame, kept = input_obs(reader, item.constants, job.rules)
+        gene_map = pd.Index(job.plan.layout.gene_ids).get_indexer(pd.Index(reader.gene_ids))
+        row = item.start
+        for start in range(0, reader.n_obs, job.config.rows_per_block):
+            stop = min(start + job.config.rows_per_block, reader.n_obs)
+            block = reader.rows(start, stop)[kept[start:stop]]
+            csr = _checked_counts(block, gene_map, job, item)
+            writer.write_counts(job.uri, csr, row)
+            n_counts.append(_row_sums(csr))
+            row, nnz = row + csr.n_cells, nnz + csr.counts.size
+            _report(progress, row, job.plan.n_cells)
+        if job.rules.marker_column and job.config.markers:
+            labels = label_by_markers(reader, job.config.markers, job.seed)
+            frame[job.rules.marker_column] = labels
+        cell_ids = [f"{item.name}:{name}" for name in reader.cell_names]
+    frame = frame.assign(cell_id=cell_ids, input=item.name)[kept]
+    frame["n_counts"] = np.concatenate(n_counts)
+    writer.write_obs(job.uri, frame, job.plan.layout.obs_types, item.start)
+    return nnz
+
+
+def _checked_counts(block: Any, gene_map: ndarray, job: _Job, item: InputPlan) -> CsrCounts:
+    try:
+        return as_counts(block, gene_map.astype(np.int32), job.plan.layout.count_type)
+    except DataError as e:
+        raise DataError(
+            f"{item.path}: {e}; sum or drop duplicate entries (scipy: sum_duplicates)"
+        ) from e
+
+
+def _row_sums(csr: CsrCounts) -> Int64[ndarray, " cell"]:
+    edges = np.concatenate([[0], np.cumsum(csr.counts, dtype=np.int64)])
+    return np.diff(edges[csr.indptr])
+
+
+def _check_space(plan: IngestPlan, uri: Path) -> None:
+    """Refuse to start what cannot fit."""
+    place = next(p for p in uri.absolute().parents if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < plan.n_bytes:
+        raise InfrastructureError(
+            f"{place} has {free} bytes free, the store {uri} needs about {plan.n_bytes}; "
+            "free space or use another run.dir"
+        )
+
+
+def _report(progress: Progress | None, n_done: int, n_cells: int) -> None:
+    if progress is not None:
+        progress(n_done, n_cells)
+
+
+def _summary(plan: IngestPlan, nnz: int) -> IngestSummary:
+    return IngestSummary(
+        n_cells=plan.n_cells,
+        n_genes=plan.n_genes,
+        nnz=nnz,
+        n_inputs=len(plan.inputs),
+        label_origin=dict(plan.label_origin),
+    )

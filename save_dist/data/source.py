@@ -1,0 +1,238 @@
+"""The one reader of SOMA stores: rows of raw counts as compressed rows, and obs columns.
+
+Knows nothing of minibatches, orders or ranks; `stream` decides which rows to ask for.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import tiledbsoma
+from jaxtyping import Int64
+from numpy import ndarray
+
+from save_dist.core.errors import DataError, InfrastructureError
+from save_dist.data.csr import CsrCounts as CsrCounts
+from save_dist.data.csr import CsrPiece, assemble, rows_of, sort_rows
+
+GENE_ID_COLUMNS = ("gene_id", "var_id", "feature_id")
+"""Where gene names stand: our own stores, tiledbsoma.io, CELLxGENE Census."""
+
+COMPLETE_KEY = "save_dist_complete"
+"""Experiment metadata: "false" while cells are being written. Stores of others have none."""
+ORIGIN_KEY = "save_dist_label_origin"
+"""Experiment metadata: JSON of obs column -> origin of its labels."""
+
+_X_COLUMNS = ("soma_dim_0", "soma_dim_1", "soma_data")
+# Bytes of one Arrow column. Small ones are taken from memory that is warm already; with larger
+# ones more than half of a read goes into page faults. Remote stores pay a round trip per table.
+_LOCAL_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 2 * 2**20, 64 * 2**20
+
+
+@dataclass(frozen=True)
+class StoreLocator:
+    """Where a store is and which of its matrices is meant; small, hashable, sent to workers."""
+
+    uri: str
+    timestamp: int | None = None
+    """Milliseconds since 1970: the store as it was then. None: as it is now."""
+    measurement: str = "RNA"
+    layer: str = "raw"
+
+
+class Entries(NamedTuple):
+    """Stored entries as the store yields them: views of one Arrow batch, in any order."""
+
+    joinids: np.ndarray
+    genes: np.ndarray
+    """Columns of the store."""
+    counts: np.ndarray
+    """In the type of the layer."""
+
+
+class SomaSource:
+    """An open SOMA experiment. Reading releases the GIL; one thread at a time may use it.
+
+    Args:
+        locator: store, measurement and layer.
+
+    Raises:
+        DataError: if the store, the measurement or the layer does not exist; what does is listed.
+    """
+
+    def __init__(self, locator: StoreLocator) -> None:
+        self.locator = locator
+        self._experiment: Any = _open(locator)
+        self._check_complete()
+        self._ms: Any = self._member(self._experiment.ms, locator.measurement, "measurement")
+        self._x: Any = self._member(self._ms.X, locator.layer, "layer")
+        self.n_genes = int(self._ms.var.count)
+        self._gene_dtype = np.uint16 if self.n_genes <= 2**16 else np.int32
+        narrow = self._x.schema.field("soma_data").type in (pa.uint8(), pa.uint16())
+        self._count_dtype = np.uint16 if narrow else np.float32
+
+    def __enter__(self) -> "SomaSource":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the store; harmless when repeated."""
+        self._experiment.close()
+
+    @property
+    def n_obs(self) -> int:
+        """Cells in the store."""
+        return int(self._experiment.obs.count)
+
+    @property
+    def n_entries(self) -> int:
+        """Stored entries of the matrix, from its metadata."""
+        return int(self._x.nnz)
+
+    @property
+    def label_origin(self) -> dict[str, str]:
+        """Obs column -> where its labels come from, for those that were not in the input files."""
+        return dict(json.loads(self._experiment.metadata.get(ORIGIN_KEY, "{}")))
+
+    @property
+    def joinids(self) -> Int64[ndarray, " cell"]:
+        """soma_joinid of every cell, ascending; they may have gaps."""
+        ids = self._read_frame(self._experiment.obs, ["soma_joinid"])["soma_joinid"]
+        return np.sort(ids.to_numpy(dtype=np.int64))
+
+    @property
+    def gene_ids(self) -> tuple[str, ...]:
+        """Gene names in the order of the matrix columns.
+
+        Raises:
+            DataError: if var has no column of gene names, or its joinids are not 0, 1, 2, ...
+        """
+        names = self._ms.var.keys()
+        column = next((c for c in GENE_ID_COLUMNS if c in names), None)
+        if column is None:
+            raise DataError(
+                f"var of {self.locator.uri} has none of the columns {', '.join(GENE_ID_COLUMNS)}; "
+                f"it has: {', '.join(names)}"
+            )
+        var = self._read_frame(self._ms.var, ["soma_joinid", column]).sort_values("soma_joinid")
+        if not np.array_equal(var["soma_joinid"], np.arange(len(var))):
+            raise DataError(
+                f"var of {self.locator.uri} has gaps in its joinids; ingest its cells again "
+                "into a store of their own"
+            )
+        return tuple(var[column].astype(str))
+
+    def obs(self, columns: Sequence[str]) -> pd.DataFrame:
+        """The asked columns of every cell, indexed by soma_joinid, ascending.
+
+        Raises:
+            DataError: naming the columns that are absent and those that exist.
+        """
+        known = self._experiment.obs.keys()
+        if missing := [c for c in columns if c not in known]:
+            raise DataError(
+                f"obs of {self.locator.uri} has no column {', '.join(missing)}; "
+                f"it has: {', '.join(k for k in known if k != 'soma_joinid')}"
+            )
+        frame = self._read_frame(self._experiment.obs, ["soma_joinid", *columns])
+        return frame.set_index("soma_joinid").sort_index()[list(columns)]
+
+    def read_counts(self, joinids: Int64[ndarray, " cell"]) -> CsrCounts:
+        """Counts of the given cells over all genes, rows in the order given; one read.
+
+        Args:
+            joinids: strictly ascending; ids without entries give empty rows.
+
+        Raises:
+            DataError: if the store holds two entries for one cell and gene.
+            InfrastructureError: if the store cannot be read.
+        """
+        assert np.all(joinids[1:] > joinids[:-1]), "joinids must ascend strictly"
+        pieces = [self._pack(entries, joinids) for entries in self.read_entries(joinids)]
+        csr = assemble(pieces, joinids.size, self._gene_dtype, self._count_dtype)
+        if (row := sort_rows(*csr)) >= 0:
+            raise DataError(
+                f"cell {joinids[row]} of {self.locator.uri} has two entries for one gene; "
+                "a sound store has one: write it again without duplicates"
+            )
+        return csr
+
+    def read_entries(self, joinids: Int64[ndarray, " cell"]) -> Iterator[Entries]:
+        """Stored entries of the given cells over all genes, as they come; one read.
+
+        Args:
+            joinids: strictly ascending.
+
+        Raises:
+            InfrastructureError: if the store cannot be read.
+        """
+        if joinids.size == 0:
+            return
+        is_range = joinids[-1] - joinids[0] + 1 == joinids.size
+        ids = slice(int(joinids[0]), int(joinids[-1])) if is_range else joinids
+        try:
+            # No result_order: sorting the result costs 16 times the read.
+            for table in self._x.read(coords=(ids,)).tables():
+                for part in table.to_batches():
+                    yield Entries(*(part.column(name).to_numpy() for name in _X_COLUMNS))
+        except tiledbsoma.SOMAError as e:
+            raise InfrastructureError(
+                f"could not read cells {joinids[0]}..{joinids[-1]} of {self.locator.uri}: {e}"
+            ) from e
+
+    def _pack(self, entries: Entries, joinids: np.ndarray) -> CsrPiece:
+        """Arrow columns (20 bytes an entry) as rows, genes, counts (8 bytes)."""
+        genes = entries.genes.astype(self._gene_dtype)
+        counts = entries.counts.astype(self._count_dtype)
+        return CsrPiece(rows_of(entries.joinids, joinids), genes, counts)
+
+    def _check_complete(self) -> None:
+        if self._experiment.metadata.get(COMPLETE_KEY) == "false":
+            self.close()
+            raise DataError(
+                f"{self.locator.uri} is incomplete: its ingest was interrupted; run the same "
+                "ingest job again, it continues where it stopped"
+            )
+
+    def _member(self, collection: Any, name: str, kind: str) -> Any:
+        if name not in collection:
+            known = ", ".join(sorted(collection.keys()))
+            self.close()
+            raise DataError(f"{self.locator.uri} has no {kind} {name!r}; it has: {known}")
+        return collection[name]
+
+    def _read_frame(self, frame: Any, columns: list[str]) -> pd.DataFrame:
+        table: pd.DataFrame = frame.read(column_names=columns).concat().to_pandas()
+        return table
+
+
+def _open(locator: StoreLocator) -> Any:
+    is_remote = "://" in locator.uri and not locator.uri.startswith("file://")
+    config = {
+        "soma.init_buffer_bytes": _REMOTE_BUFFER_BYTES if is_remote else _LOCAL_BUFFER_BYTES,
+        # Else every read ends by handing its memory back, and the next one faults it in again.
+        "sm.mem.malloc_trim": "false",
+    }
+    context = tiledbsoma.SOMATileDBContext(tiledb_config=config)
+    try:
+        return tiledbsoma.Experiment.open(
+            locator.uri, context=context, tiledb_timestamp=locator.timestamp
+        )
+    except (tiledbsoma.DoesNotExistError, tiledbsoma.SOMAError, TypeError) as e:
+        when = "" if locator.timestamp is None else f" at timestamp {locator.timestamp} ms"
+        raise DataError(
+            f"{locator.uri} is not a SOMA experiment{when}: {e}; run the ingest job first, "
+            "or correct the path"
+        ) from e

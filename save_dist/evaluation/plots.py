@@ -1,0 +1,275 @@
+"""Figures of the report: one panel each, so that a phone can show them below one another.
+
+Every function returns a matplotlib `Figure` of its own; no global plotting state is touched.
+Colours are those of Okabe and Ito, told apart by colour-blind readers too.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64, Int
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from numpy import ndarray
+
+from save_dist.core import seeding
+from save_dist.evaluation.biology import pearson, r2
+from save_dist.evaluation.scores import Picture
+
+OKABE_ITO = (
+    "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#0072B2", "#E69F00",
+)  # fmt: skip
+N_COLOURS = 2 * len(OKABE_ITO)
+"""Categories with a colour of their own; rarer ones share grey."""
+DPI = 144
+_SIDE = 4.6
+_NAME_WIDTH, _NAME_HEIGHT = 0.021, 0.045
+"""Size of a letter of a group's name, as a share of the axes."""
+_N_FIELDS = 20
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one appearance of the page."""
+
+    name: str
+    paper: str
+    ink: str
+    muted: str
+    grid: str
+    real: str
+    generated: str
+
+
+LIGHT = Theme("light", "#ffffff", "#1b1f24", "#656d76", "#e6e8eb", "#0072B2", "#E69F00")
+DARK = Theme("dark", "#171b20", "#e6e9ec", "#98a2ad", "#2d333b", "#56B4E9", "#E69F00")
+THEMES = (LIGHT, DARK)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a training figure."""
+
+    label: str
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class HeatRow:
+    """One line of the heat map: a combination, or all that share a value."""
+
+    label: str
+    support: str
+    values: tuple[float | None, ...]
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG bytes; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def cells_by_source(picture: Picture, theme: Theme) -> Figure:
+    """Real and generated cells."""
+    groups = picture.is_generated.astype(np.int64)
+    return _cells(picture, groups, {"real": theme.real, "generated": theme.generated}, theme)
+
+
+def cells_by_group(picture: Picture, theme: Theme) -> Figure:
+    """Held-out combinations before all others, real and generated apart."""
+    groups = np.where(picture.is_held_out, 1 + picture.is_generated, 0)
+    colours = {
+        "seen": theme.grid,
+        "held out, real": theme.real,
+        "held out, generated": theme.generated,
+    }
+    return _cells(picture, groups, colours, theme, in_order=True)
+
+
+def cells_by_column(
+    picture: Picture, column: int, categories: Sequence[str], theme: Theme
+) -> Figure:
+    """One condition column; names stand at the median of their cells."""
+    codes = picture.codes[:, column].astype(np.int64)
+    counts = np.bincount(codes, minlength=len(categories))
+    common = np.argsort(-counts, kind="stable")[:N_COLOURS]
+    common = np.sort(common[counts[common] > 0])
+    colours = dict(zip((categories[i] for i in common), _palette(theme), strict=False))
+    groups = np.full(len(codes), len(common))
+    for place, code in enumerate(common):
+        groups[codes == code] = place
+    if np.any(groups == len(common)):
+        colours[f"{int((counts > 0).sum()) - len(common)} others"] = theme.muted
+    figure = _cells(picture, groups, colours, theme)
+    _name_groups(figure.axes[0], picture, groups, [categories[i] for i in common], theme)
+    return figure
+
+
+def genes(
+    real: Float64[ndarray, " gene"],
+    generated: Float64[ndarray, " gene"],
+    title: str,
+    theme: Theme,
+) -> Figure:
+    """One point per gene, generated over real, with the line of equality."""
+    figure, axes = _figure(_SIDE, _SIDE, theme)
+    top = float(max(real.max(), generated.max(), 1e-9)) * 1.04
+    axes.plot([0, top], [0, top], color=theme.muted, linewidth=1, zorder=1)
+    axes.scatter(real, generated, s=9, color=theme.generated, alpha=0.6, linewidth=0, zorder=2)
+    axes.set(xlim=(-0.02 * top, top), ylim=(-0.02 * top, top), aspect="equal")
+    says = f"PCC {pearson(real, generated):.3f}\nR2 {r2(real, generated):.3f}"
+    axes.text(0.04, 0.96, says, transform=axes.transAxes, va="top", color=theme.muted, fontsize=9.5)
+    axes.set_xlabel(f"{title}, real")
+    axes.set_ylabel(f"{title}, generated")
+    axes.grid(color=theme.grid, linewidth=0.8)
+    return figure
+
+
+def heat_map(rows: Sequence[HeatRow], columns: Sequence[str], theme: Theme) -> Figure:
+    """Normalised scores, one row per combination in the order given; pale is good."""
+    label_width = 0.075 * max(len(row.label) for row in rows) + 0.3
+    width = label_width + 0.78 * len(columns) + 1.5
+    figure, axes = _figure(width, 0.3 * len(rows) + 0.75, theme)
+    values = np.array([[np.nan if v is None else v for v in row.values] for row in rows])
+    shade = LinearSegmentedColormap.from_list("score", [theme.grid, "#E69F00", "#D55E00"])
+    shade.set_bad(theme.paper)
+    axes.imshow(np.clip(values, 0, 1), cmap=shade, vmin=0, vmax=1, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        text = "-" if np.isnan(value) else f"{round(value, 2) + 0.0:.2f}"  # no -0.00
+        ink = _ink_on(shade(float(np.clip(np.nan_to_num(value), 0, 1))))
+        axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=9)
+    for i, row in enumerate((HeatRow("", "train | test", ()), *rows), start=-1):
+        axes.text(len(columns) - 0.4, i, row.support, va="center", color=theme.muted, fontsize=8.5)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    _separate_fields(axes, len(columns), len(rows), theme)
+    return figure
+
+
+def _separate_fields(axes: Axes, n_columns: int, n_rows: int, theme: Theme) -> None:
+    """Paper-coloured lines between the fields of a heat map, and no frame."""
+    axes.set_xticks(np.arange(1, n_columns) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, n_rows) - 0.5, minor=True)
+    axes.xaxis.tick_top()
+    axes.tick_params(which="both", length=0)
+    axes.grid(which="minor", color=theme.paper, linewidth=2)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def training(curves: Sequence[Curve], title: str, theme: Theme) -> Figure:
+    """Values over optimiser steps; a logarithmic axis where they span over two decades."""
+    figure, axes = _figure(_SIDE, 3.2, theme)
+    colours = (theme.real, theme.generated, *_palette(theme))
+    for curve, colour in zip(curves, colours, strict=False):
+        axes.plot(curve.steps, curve.values, color=colour, linewidth=1.6, label=curve.label)
+    known = np.concatenate([np.asarray(c.values, dtype=float) for c in curves])
+    if known.size and known.min() > 0 and known.max() > 100 * known.min():
+        axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel(title)
+    axes.grid(color=theme.grid, linewidth=0.8)
+    if len(curves) > 1:
+        _legend(axes, theme)
+    return figure
+
+
+def _figure(width: float, height: float, theme: Theme) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.paper)
+    axes = figure.add_subplot(facecolor=theme.paper)
+    axes.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=9)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(theme.muted)
+    axes.xaxis.label.set(color=theme.ink, fontsize=10)
+    axes.yaxis.label.set(color=theme.ink, fontsize=10)
+    return figure, axes
+
+
+def _cells(
+    picture: Picture,
+    groups: Int[ndarray, " cell"],
+    colours: Mapping[str, str],
+    theme: Theme,
+    in_order: bool = False,
+) -> Figure:
+    """Cells in mixed order, so that no group hides another; `in_order` draws later ones on top."""
+    figure, axes = _figure(_SIDE, _SIDE + 0.5, theme)
+    order = seeding.generator(0, "drawing_order").permutation(len(groups))
+    if in_order:
+        order = order[np.argsort(groups[order], kind="stable")]
+    shades = np.array([to_rgb(colour) for colour in colours.values()])
+    x, y = picture.points[order].T
+    size = float(np.clip(12_000 / max(len(groups), 1), 2, 16))
+    axes.scatter(x, y, s=size, c=shades[groups[order]], linewidth=0, alpha=0.8)
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    for name, colour in colours.items():
+        axes.scatter([], [], s=40, color=colour, label=name)
+    _legend(axes, theme, below=True)
+    return figure
+
+
+def _name_groups(
+    axes: Axes,
+    picture: Picture,
+    groups: Int[ndarray, " cell"],
+    names: Sequence[str],
+    theme: Theme,
+) -> None:
+    """Names where their cells are densest, most cells first; one that would overlap is left out."""
+    from matplotlib.patheffects import withStroke
+
+    halo = [withStroke(linewidth=3, foreground=theme.paper)]
+    low, high = picture.points.min(axis=0), picture.points.max(axis=0)
+    places = (picture.points - low) / np.maximum(high - low, 1e-9)
+    taken: list[tuple[float, float, float]] = []
+    for group in np.argsort(-np.bincount(groups, minlength=len(names))[: len(names)]):
+        x, y = _densest(places[groups == group])
+        half = _NAME_WIDTH * len(names[group]) / 2
+        if any(abs(x - u) < half + w and abs(y - v) < _NAME_HEIGHT for u, v, w in taken):
+            continue
+        taken.append((x, y, half))
+        axes.text(
+            low[0] + x * (high[0] - low[0]), low[1] + y * (high[1] - low[1]), names[group],
+            ha="center", va="center", fontsize=8.5, color=theme.ink, path_effects=halo,
+        )  # fmt: skip
+
+
+def _densest(places: Float[ndarray, "cell 2"]) -> tuple[float, float]:
+    """Mean of the cells in the fullest field of a coarse grid over the unit square."""
+    fields = np.minimum((places * _N_FIELDS).astype(np.int64), _N_FIELDS - 1)
+    index = fields[:, 0] * _N_FIELDS + fields[:, 1]
+    x, y = places[index == np.bincount(index).argmax()].mean(axis=0)
+    return float(x), float(y)
+
+
+def _legend(axes: Axes, theme: Theme, below: bool = False) -> None:
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": 3} if below else {}
+    axes.legend(
+        frameon=False, fontsize=8.5, labelcolor=theme.ink, handletextpad=0.3, columnspacing=1.0,
+        **place,
+    )  # fmt: skip
+
+
+def _palette(theme: Theme) -> list[tuple[float, float, float]]:
+    """Okabe-Ito, then the same half faded into the paper."""
+    full = [to_rgb(colour) for colour in OKABE_ITO]
+    paper = to_rgb(theme.paper)
+    faded = [tuple(0.5 * a + 0.5 * b for a, b in zip(c, paper, strict=True)) for c in full]
+    return [*full, *((r, g, b) for r, g, b in faded)]
+
+
+def _ink_on(colour: tuple[float, ...]) -> str:
+    """Dark or light text, whichever stands out."""
+    red, green, blue = colour[:3]
+    is_bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
+    return "#1b1f24" if is_bright else "#f2f4f6"

@@ -1,0 +1,141 @@
+"""Scores -> one page for people, its pictures as files, and metrics.json for machines."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from save_dist.core.durable import write_bytes, write_json
+from save_dist.evaluation import catalogue, markup, plots, sections
+from save_dist.evaluation.drawings import Drawing, Series, drawings
+from save_dist.evaluation.scores import GroupScores, Scores
+from save_dist.evaluation.verdict import GROUP_TITLES, score_of
+
+PAGE = "index.html"
+METRICS_FILE = "metrics.json"
+
+_TABLE_METRICS = (
+    "c2st_trees_gene",
+    "c2st_trees_pca",
+    "mean_r2",
+    "variance_ratio",
+    "zero_difference",
+    "library_ratio",
+    "change_slope",
+    "nearest_train_ratio",
+)
+_TABLE_CANDIDATES = {
+    catalogue.SEEN: (catalogue.GENERATED, catalogue.FLOOR, catalogue.SHUFFLE),
+    catalogue.HELD_OUT: (catalogue.GENERATED, catalogue.CONTROL, catalogue.SIMILARITY),
+}
+
+
+def write_report(
+    folder: Path,
+    scores: Scores,
+    *,
+    curves: Mapping[str, Series],
+    provenance: Mapping[str, Any],
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write index.html, metrics.json and the pictures; gives the path of the page.
+
+    Args:
+        folder: made if absent; files of the same names are replaced.
+        scores: what was found.
+        curves: series name, e.g. `vae/train/loss` -> steps and values.
+        provenance: facts of the run, JSON-able. The mapping under `trained` stands at the top of
+            the page, other mappings are folded, texts of several lines (a config) too.
+        notes: what a reader must know first, e.g. "cell_type labels are marker-derived".
+    """
+    drawn = [_draw(folder, drawing) for drawing in drawings(scores, curves)]
+    value = {"scores": scores.to_json(), "provenance": dict(provenance), "notes": list(notes)}
+    write_json(folder / METRICS_FILE, value)
+    body = _body(scores, drawn, provenance, notes)
+    write_bytes(folder / PAGE, markup.page("save_dist report", body).encode())
+    return folder / PAGE
+
+
+def scores_table(scores: Scores) -> Table:
+    """The few numbers that matter, for a terminal."""
+    table = Table(title="Generated against real cells")
+    table.add_column("")
+    columns = [
+        (group, candidate)
+        for name, candidates in _TABLE_CANDIDATES.items()
+        if (group := scores.group(name)) is not None and group.n_averaged
+        for candidate in candidates
+        if candidate in group.metrics
+    ]
+    for group, candidate in columns:
+        name = "held out" if group is scores.held_out else "seen"
+        table.add_column(f"{name}: {catalogue.CANDIDATES[candidate][0].lower()}", justify="right")
+    for title, cells in _table_rows(columns):
+        table.add_row(title, *cells)
+    return table
+
+
+def _table_rows(columns: Sequence[tuple[GroupScores, str]]) -> Iterator[tuple[str, list[str]]]:
+    for distance in catalogue.DISTANCES:
+        found = [score_of(group, candidate, distance) for group, candidate in columns]
+        cells = [markup.number(None if a is None else a.mean) for a in found]
+        yield f"{catalogue.title_of(distance)}, score", cells
+    names = {m for group, candidate in columns for m in group.metrics[candidate]}
+    for metric in sorted(names, key=catalogue.rank_of):
+        if catalogue.metric_of(metric)[0].key in _TABLE_METRICS:
+            values = [group.metrics[candidate].get(metric) for group, candidate in columns]
+            cells = [markup.number(None if a is None else a.mean) for a in values]
+            yield catalogue.title_of(metric), cells
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A drawing and its HTML."""
+
+    drawing: Drawing
+    html: str
+
+
+def _draw(folder: Path, drawing: Drawing) -> _Drawn:
+    """Write both appearances beside the page and make the piece that goes into it."""
+    light, dark = (plots.png(drawing.draw(theme)) for theme in plots.THEMES)
+    write_bytes(folder / f"{drawing.name}.png", light)
+    write_bytes(folder / f"{drawing.name}-dark.png", dark)
+    html = markup.picture(light, dark, drawing.description, drawing.caption)
+    return _Drawn(drawing, html)
+
+
+def _body(
+    scores: Scores,
+    drawn: Sequence[_Drawn],
+    provenance: Mapping[str, Any],
+    notes: Sequence[str],
+) -> Iterator[str]:
+    """The page from top to bottom."""
+    yield from sections.head(scores, provenance, notes)
+    yield from sections.score_bars(scores)
+    yield from sections.held_out(scores)
+    yield markup.text("h2", "Cells side by side")
+    yield markup.text(
+        "p", "UMAP of equal numbers of real and generated cells per combination, in one space."
+    )
+    yield _figures(drawn, "cells", css="figures two")
+    yield markup.text("h2", "Genes")
+    for name in GROUP_TITLES:
+        yield _figures(drawn, f"genes-{name}")
+    yield markup.text("h2", "Combinations, worst first")
+    yield _figures(drawn, "combinations", css="wide")
+    yield from sections.combinations(scores)
+    yield from sections.all_numbers(scores)
+    if any(d.drawing.section == "training" for d in drawn):
+        yield markup.text("h2", "Training")
+        yield _figures(drawn, "training")
+    yield from sections.how_to_read(scores)
+    yield from sections.provenance_section(provenance, scores)
+
+
+def _figures(drawn: Sequence[_Drawn], section: str, css: str = "figures") -> str:
+    pieces = [d.html for d in drawn if d.drawing.section == section]
+    return markup.tag("div", "".join(pieces), class_=css) if pieces else ""

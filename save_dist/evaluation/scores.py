@@ -1,0 +1,209 @@
+"""What evaluation found: plain records, JSON-able and the same on every run."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from jaxtyping import Bool, Float32, Int16
+from numpy import ndarray
+
+from save_dist.evaluation import catalogue
+from save_dist.evaluation.biology import GeneProfile
+from save_dist.evaluation.tables import Codes
+
+Values = Mapping[str, float]
+"""Metric -> value; what could not be measured is absent."""
+Table = Mapping[str, Values]
+"""Candidate (the model, the floor, a baseline) -> metrics."""
+
+
+@dataclass(frozen=True)
+class CombinationScores:
+    """One condition combination.
+
+    Args:
+        condition: value per column.
+        codes: the same as codes.
+        group: `seen` or `held_out`.
+        n_train: training cells of it among those given.
+        n_test: real cells given.
+        n_generated: generated cells given.
+        n_used: cells per side that were compared.
+        is_averaged: whether it counts in the averages; small combinations do not.
+        metrics: mean over sampling seeds.
+        spread: standard deviation over sampling seeds, generated cells only.
+        normalised: (d - floor) / (d_marginal - floor) of the means; absent where the marginal
+            does not stand clear of the floor.
+    """
+
+    condition: Mapping[str, str]
+    codes: Codes
+    group: str
+    n_train: int
+    n_test: int
+    n_generated: int
+    n_used: int
+    is_averaged: bool
+    metrics: Table
+    spread: Values
+    normalised: Table
+
+
+@dataclass(frozen=True)
+class Average:
+    """Mean over combinations.
+
+    Args:
+        mean: each combination weighs the same.
+        low: lower end of the bootstrap 95% interval over combinations; None below two.
+        high: upper end.
+        weighted: combinations weighted by their test cells.
+        n_combinations: combinations in which it was measured.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    weighted: float
+    n_combinations: int
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """All seen, or all held-out, combinations.
+
+    Args:
+        n_combinations: combinations with real and generated cells.
+        n_averaged: those of them with enough test cells.
+        metrics: averages per candidate and metric.
+        normalised: averages of the normalised scores.
+        pooled: normalised score of the averaged distances, steadier than the average of scores.
+    """
+
+    n_combinations: int
+    n_averaged: int
+    metrics: Mapping[str, Mapping[str, Average]]
+    normalised: Mapping[str, Mapping[str, Average]]
+    pooled: Table
+
+
+@dataclass(frozen=True)
+class SpaceFacts:
+    """The space of the comparison."""
+
+    n_train_cells: int
+    n_genes: int
+    n_components: int
+    explained: float
+    median_squared: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Cells for the scatter: equal numbers of real and generated ones per combination."""
+
+    points: Float32[ndarray, "cell 2"]
+    codes: Int16[ndarray, "cell field"]
+    is_generated: Bool[ndarray, " cell"]
+    is_held_out: Bool[ndarray, " cell"]
+
+
+@dataclass(frozen=True)
+class GroupProfiles:
+    """Gene profiles within combinations, averaged over the combinations of a group."""
+
+    real: GeneProfile
+    generated: GeneProfile
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Everything evaluation found.
+
+    Args:
+        protocol: version of the protocol.
+        config: its settings.
+        columns: condition columns.
+        categories: values of each column.
+        space: where cells were compared.
+        seen: averages over seen combinations; None if there are none.
+        held_out: averages over held-out combinations; None if there are none.
+        combinations: every combination with real and generated cells.
+        missing: combinations with real but no generated cells.
+        remarks: what a reader must know of how the numbers were made.
+        profiles: gene profiles per group, for the picture; not in the JSON.
+        picture: cells for the scatter; not in the JSON.
+    """
+
+    protocol: int
+    config: Mapping[str, Any]
+    columns: tuple[str, ...]
+    categories: tuple[tuple[str, ...], ...]
+    space: SpaceFacts
+    seen: GroupScores | None
+    held_out: GroupScores | None
+    combinations: tuple[CombinationScores, ...]
+    missing: tuple[Mapping[str, str], ...]
+    remarks: tuple[str, ...]
+    profiles: Mapping[str, GroupProfiles] = field(repr=False)
+    picture: Picture = field(repr=False)
+
+    def group(self, name: str) -> GroupScores | None:
+        """Averages of `seen` or `held_out`."""
+        return self.seen if name == catalogue.SEEN else self.held_out
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form without pictures."""
+        return {
+            "protocol": self.protocol,
+            "config": dict(self.config),
+            "columns": list(self.columns),
+            "space": asdict(self.space),
+            "seen": None if self.seen is None else asdict(self.seen),
+            "held_out": None if self.held_out is None else asdict(self.held_out),
+            "combinations": [_listed(asdict(c)) for c in self.combinations],
+            "missing": [dict(condition) for condition in self.missing],
+            "remarks": list(self.remarks),
+        }
+
+    def flat(self) -> dict[str, float]:
+        """Averages as `seen/generated/energy` -> value, for a metrics tracker."""
+        out: dict[str, float] = {}
+        for name in (catalogue.SEEN, catalogue.HELD_OUT):
+            group = self.group(name)
+            if group is None:
+                continue
+            for kind, table in (("", group.metrics), ("_s", group.normalised)):
+                for candidate, averages in table.items():
+                    for metric, average in averages.items():
+                        key = f"{name}/{candidate}/{metric}{kind}"
+                        out[re.sub(r"[^\w./ -]", ".", key)] = average.mean
+        return out
+
+    def headline(self) -> dict[str, Any]:
+        """The few numbers of a job's summary."""
+        out: dict[str, Any] = {
+            "protocol": self.protocol,
+            "n_combinations": len(self.combinations),
+            "n_missing": len(self.missing),
+        }
+        for name in (catalogue.SEEN, catalogue.HELD_OUT):
+            if (group := self.group(name)) is not None:
+                out[name] = _headline(group)
+        return out
+
+
+def _headline(group: GroupScores) -> dict[str, Any]:
+    out: dict[str, Any] = {"n_averaged": group.n_averaged}
+    ours = group.metrics.get(catalogue.GENERATED, {})
+    for metric in ("c2st_trees_gene", "c2st_trees_pca", "mean_r2", "zero_difference"):
+        if metric in ours:
+            out[metric] = ours[metric].mean
+    for metric, average in group.normalised.get(catalogue.GENERATED, {}).items():
+        out[f"{metric}_s"] = average.mean
+    return out
+
+
+def _listed(value: dict[str, Any]) -> dict[str, Any]:
+    return {**value, "codes": list(value["codes"])}

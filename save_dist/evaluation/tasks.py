@@ -1,0 +1,163 @@
+"""What each combination is compared with: its cells, and the training cells of its baselines."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+from numpy import ndarray
+
+from save_dist.core import seeding
+from save_dist.evaluation import baselines, catalogue
+from save_dist.evaluation.combination import CombinationTask, Reference
+from save_dist.evaluation.picture import PictureJob
+from save_dist.evaluation.space import Space, TrainCells
+from save_dist.evaluation.tables import CellTable, Codes, Counts
+from save_dist.vocab.conditions import ConditionVocabulary
+
+POOL = 4
+"""Cells sent along for drawing, as a multiple of n_max: enough for seeds to differ."""
+
+Rows = Int64[ndarray, " row"]
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real cells kept from training: seen combinations first, then held-out ones."""
+
+    table: CellTable
+    rows: Mapping[Codes, Rows]
+    held_out: frozenset[Codes]
+
+    @classmethod
+    def of(cls, test: CellTable, held_out: CellTable) -> "Real":
+        """Both tables as one; a combination in `held_out` counts as held out."""
+        both = CellTable(
+            np.concatenate([test.counts, held_out.counts]),
+            np.concatenate([test.codes, held_out.codes]),
+        )
+        unseen = frozenset(held_out.rows_by_combination())
+        rows = both.rows_by_combination()
+        order = sorted(rows, key=lambda codes: (codes in unseen, codes))
+        return cls(both, {codes: rows[codes] for codes in order}, unseen)
+
+
+@dataclass(frozen=True)
+class TaskMaker:
+    """Makes the tasks, one at a time.
+
+    Args:
+        train: training cells.
+        known: the same in the space.
+        real: test and held-out cells.
+        generated: cells of the model.
+        space: where cells are compared.
+        conditions: what the codes mean.
+        n_max: cells per side at most.
+        seed: of the choice of cells that are sent along.
+    """
+
+    train: CellTable
+    known: TrainCells
+    real: Real
+    generated: CellTable
+    space: Space
+    conditions: ConditionVocabulary
+    n_max: int
+    seed: int
+    generated_rows: Mapping[Codes, Rows]
+    _test_means: dict[Codes, Float64[ndarray, " gene"]] = field(default_factory=dict)
+
+    def combinations(self) -> list[Codes]:
+        """Combinations with real and generated cells, in order."""
+        return [codes for codes in self.real.rows if codes in self.generated_rows]
+
+    def tasks(self) -> Iterator[CombinationTask]:
+        """One task per combination, made when asked for."""
+        for codes in self.combinations():
+            yield self._task(codes)
+
+    def picture(self, n_cells: int) -> PictureJob:
+        """At most `n_cells`, half of them real, with equal numbers per combination."""
+        rng = seeding.generator(self.seed, "picture_cells")
+        pairs = []
+        for codes in self.combinations():
+            sides = (self.real.rows[codes], self.generated_rows[codes])
+            n = min(len(rows) for rows in sides)
+            pairs.append(np.stack([rng.permutation(rows)[:n] for rows in sides]))
+        chosen = rng.permutation(np.concatenate(pairs, axis=1), axis=1)[:, : n_cells // 2]
+        real, made = self.real.table.take(chosen[0]), self.generated.take(chosen[1])
+        cells = CellTable(
+            np.concatenate([real.counts, made.counts]), np.concatenate([real.codes, made.codes])
+        )
+        held_out = np.array([tuple(row) in self.real.held_out for row in cells.codes.tolist()])
+        return PictureJob(cells, np.repeat([False, True], real.n_cells), held_out, self.seed)
+
+    def _task(self, codes: Codes) -> CombinationTask:
+        held_out = codes in self.real.held_out
+        own = self.known.rows.get(codes, np.empty(0, dtype=np.int64))
+        test = self._some(self.real.table, self.real.rows[codes])
+        pools, shifts = self._carried_over(codes) if held_out else ({}, {})
+        shuffle_pool = test if held_out else self._some(self.train, own)
+        return CombinationTask(
+            condition=self.conditions.decode_one(codes),
+            codes=codes,
+            identity=self.conditions.identity(codes),
+            is_held_out=held_out,
+            test=test,
+            generated=self._some(self.generated, self.generated_rows[codes]),
+            shuffle_pool=shuffle_pool if len(shuffle_pool) >= baselines.MIN_CELLS else None,
+            pools=pools,
+            shifts=shifts,
+            references=tuple(self._references(codes)),
+            n_train=len(own),
+        )
+
+    def _carried_over(
+        self, codes: Codes
+    ) -> tuple[dict[str, Counts], dict[str, Float32[ndarray, " gene"]]]:
+        """Cells and changes of other combinations that stand in for a held-out one."""
+        pools: dict[str, Counts] = {}
+        shifts: dict[str, Float32[ndarray, " gene"]] = {}
+        known = self.known
+        control = baselines.control_of(codes, baselines.reference_codes(self.conditions))
+        pairs = baselines.contexts(codes, control, known) if control is not None else []
+        if control is not None and baselines.is_known(control, known):
+            pools[catalogue.CONTROL] = self._some(self.train, known.rows[control])
+            if pairs:
+                shifts[catalogue.ADDITIVE] = baselines.additive_shift(pairs, known)
+                shifts[catalogue.SIMILARITY] = baselines.similarity_shift(control, pairs, known)
+        nearest = baselines.nearest_seen(codes, control, pairs, known)
+        if nearest is not None:
+            pools[catalogue.NEAREST] = self._some(self.train, known.rows[nearest])
+        return pools, shifts
+
+    def _references(self, codes: Codes) -> Iterator[Reference]:
+        """Per column with a reference: means of the reference cells in test and in training."""
+        for i, code in baselines.reference_codes(self.conditions).items():
+            reference = (*codes[:i], code, *codes[i + 1 :])
+            if reference == codes or not baselines.is_known(reference, self.known):
+                continue
+            rows = self.real.rows.get(reference)
+            if rows is None or len(rows) < baselines.MIN_CELLS:
+                continue
+            train_mean = self.known.means[reference].astype(np.float64)
+            yield Reference(self.conditions.columns[i], self._test_mean(reference), train_mean)
+
+    def _test_mean(self, codes: Codes) -> Float64[ndarray, " gene"]:
+        """Mean log profile of real cells, read once per combination."""
+        if codes not in self._test_means:
+            log = self.space.read(self._some(self.real.table, self.real.rows[codes])).log
+            assert log is not None, "real cells are made as counts"
+            self._test_means[codes] = log.mean(axis=0, dtype=np.float64)
+        return self._test_means[codes]
+
+    def _some(self, table: CellTable, rows: Rows) -> Counts:
+        """Counts of the rows, of a random part of them if they are many."""
+        most = POOL * self.n_max
+        if len(rows) > most:
+            first = int(rows[0])
+            rng = seeding.generator(self.seed, "evaluation_pool", first)
+            rows = np.sort(rng.permutation(rows)[:most])
+        counts: ndarray = table.counts[rows]
+        return counts

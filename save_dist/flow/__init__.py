@@ -1,0 +1,1 @@
+"""Flow matching as mathematics over a velocity callable; knows no model class and no store."""

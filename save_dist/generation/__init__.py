@@ -1,0 +1,1 @@
+"""A declared grid -> parts -> sampled cells."""

@@ -1,0 +1,168 @@
+"""Negative-binomial counts, each a pure function of its cell's key, its gene and its law.
+
+Small means are inverted: one uniform number walks down the probabilities from zero. Large ones
+are a Poisson draw around a gamma draw. Every (cell, gene) has a stream of its own, so a rejected
+proposal of one gene never shifts the numbers of another.
+"""
+
+import math
+from typing import no_type_check
+
+import numba
+import numpy as np
+from jaxtyping import Float32, UInt16, UInt64
+from numpy import ndarray
+
+from save_dist.core.seeding import counter_uniform
+
+MAX_COUNT = 65_535
+"""Larger draws saturate: the atlas holds uint16."""
+_LARGE_MEAN = 30.0  # the walk takes about `mean` steps, and its first probability is > 1e-13
+_LARGE_RATE = 10.0  # from here on the rejection method is valid and faster than the walk
+_SURE_RATE = 1e6  # a Poisson draw around it exceeds MAX_COUNT
+_DISPERSION_RANGE = (1e-8, 1e6)  # beyond: all zeros but for freak cells; Poisson
+
+
+def draw_counts(
+    mean: Float32[ndarray, "cell gene"],
+    inverse_dispersion: Float32[ndarray, " gene"],
+    keys: UInt64[ndarray, " cell"],
+) -> UInt16[ndarray, "cell gene"]:
+    """Draw every count of every cell.
+
+    Args:
+        mean: expected counts, finite.
+        inverse_dispersion: theta; variance is mean + mean^2 / theta. Taken within [1e-8, 1e6].
+        keys: one stream per cell; equal keys and laws give equal counts.
+
+    Returns:
+        counts; those above 65,535 are 65,535.
+    """
+    theta = np.clip(inverse_dispersion.astype(np.float64), *_DISPERSION_RANGE)
+    counts = np.empty(mean.shape, dtype=np.uint16)
+    _fill_counts(mean, theta, keys, counts)
+    return counts
+
+
+# no_type_check: numba cannot compile the wrapper that the shape checks of the tests put around
+# annotated functions (jaxtyping 0.3).
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _fill_counts(mean: np.ndarray, theta: np.ndarray, keys: np.ndarray, counts: np.ndarray) -> None:
+    n_cells, n_genes = mean.shape
+    for i in range(n_cells):
+        key = keys[i]
+        for g in range(n_genes):
+            m = np.float64(mean[i, g])
+            if m > _LARGE_MEAN:
+                counts[i, g] = _gamma_poisson(m, theta[g], _gene_key(key, g))
+            else:
+                counts[i, g] = _invert(m, theta[g], counter_uniform(key, np.uint64(g)))
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _invert(mean: float, theta: float, uniform: float) -> int:
+    """Smallest k whose cumulative probability exceeds `uniform`.
+
+    P(0) >= exp(-mean) >= the cubic below, which settles most draws of rare genes without a
+    logarithm. The walk ends where a step no longer changes the sum.
+    """
+    if uniform < 1.0 - mean * (1.0 - mean * (0.5 - mean * (1.0 / 6.0))):
+        return 0
+    ratio = mean / (theta + mean)
+    p = math.exp(-theta * math.log(1.0 + mean / theta))
+    rest = uniform - p
+    k = 0
+    while rest >= 0.0 and k < MAX_COUNT and (p > 1e-18 or k < mean):
+        p *= (theta + k) * ratio / (k + 1.0)
+        rest -= p
+        k += 1
+    return k
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _gene_key(key: np.uint64, gene: int) -> np.uint64:
+    """Key of a gene's own stream within a cell (SplitMix64, other constants than counters use)."""
+    x = (key ^ np.uint64(0x5851F42D4C957F2D)) + np.uint64(gene + 1) * np.uint64(0xD1342543DE82EF95)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _gamma_poisson(mean: float, theta: float, key: np.uint64) -> int:
+    rate, used = _gamma(theta, key)
+    rate *= mean / theta
+    if rate > _SURE_RATE:
+        return MAX_COUNT
+    k = _poisson(rate, key, used) if rate > _LARGE_RATE else _walk_poisson(rate, key, used)
+    return int(min(k, MAX_COUNT))
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _gamma(shape: float, key: np.uint64) -> tuple[float, int]:
+    """Standard gamma draw and the uniforms it used (Marsaglia and Tsang 2000)."""
+    boost, used = 1.0, 0
+    if shape < 1.0:  # gamma(a) = gamma(a + 1) * U^(1/a)
+        boost = (1.0 - counter_uniform(key, np.uint64(0))) ** (1.0 / shape)
+        shape += 1.0
+        used = 1
+    d = shape - 1.0 / 3.0
+    c = 1.0 / math.sqrt(9.0 * d)
+    while True:
+        x = _normal(key, used)
+        u = 1.0 - counter_uniform(key, np.uint64(used + 2))
+        used += 3
+        v = (1.0 + c * x) ** 3
+        if v > 0.0 and math.log(u) < 0.5 * x * x + d - d * v + d * math.log(v):
+            return d * v * boost, used
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _normal(key: np.uint64, used: int) -> float:
+    radius = math.sqrt(-2.0 * math.log(1.0 - counter_uniform(key, np.uint64(used))))
+    return radius * math.cos(2.0 * math.pi * counter_uniform(key, np.uint64(used + 1)))
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _walk_poisson(rate: float, key: np.uint64, used: int) -> int:
+    p = math.exp(-rate)
+    rest = counter_uniform(key, np.uint64(used)) - p
+    k = 0
+    while rest >= 0.0 and (p > 1e-18 or k < rate):
+        k += 1
+        p *= rate / k
+        rest -= p
+    return k
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _poisson(rate: float, key: np.uint64, used: int) -> int:
+    """Transformed rejection with squeeze (Hoermann 1993, PTRS), for rates of 10 and more."""
+    root = math.sqrt(rate)
+    b = 0.931 + 2.53 * root
+    a = -0.059 + 0.02483 * b
+    inverse_alpha = 1.1239 + 1.1328 / (b - 3.4)
+    v_sure = 0.9277 - 3.6224 / (b - 2.0)
+    while True:
+        u = counter_uniform(key, np.uint64(used)) - 0.5
+        v = 1.0 - counter_uniform(key, np.uint64(used + 1))
+        used += 2
+        us = 0.5 - abs(u)
+        if us < 1e-12:
+            continue
+        k = math.floor((2.0 * a / us + b) * u + rate + 0.43)
+        if us >= 0.07 and v <= v_sure:
+            return int(k)
+        if k < 0 or (us < 0.013 and v > us):
+            continue
+        log_accepted = math.log(v * inverse_alpha / (a / (us * us) + b))
+        if log_accepted <= k * math.log(rate) - rate - math.lgamma(k + 1.0):
+            return int(k)

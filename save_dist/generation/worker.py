@@ -1,0 +1,92 @@
+"""One part of a plan: sample its cells, write its shard, leave its receipt.
+
+A worker knows the model and the atlas, and nothing of other workers.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+
+from save_dist.core.errors import AtlasError
+from save_dist.generation.grid import GridPlan, Part
+from save_dist.generation.sampler import cell_seeds, sample_cells
+from save_dist.stores.atlas import PartColumns, write_part
+from save_dist.stores.bundle import load_bundle
+from save_dist.stores.receipts import Receipt, read_receipt, read_record
+
+logger = logging.getLogger(__name__)
+
+
+class PartWorker:
+    """Fills parts of one atlas; the model is loaded once.
+
+    Args:
+        bundle: model folder.
+        atlas: store with its template written.
+        device: torch device of the networks.
+
+    Raises:
+        AtlasError: if the atlas was begun with another model.
+    """
+
+    def __init__(self, bundle: Path, atlas: Path, device: str = "cpu") -> None:
+        self._atlas = atlas
+        self._record = read_record(atlas)
+        self._bundle = load_bundle(bundle, device)
+        if self._bundle.hash != self._record.model_hash:
+            raise AtlasError(
+                f"{atlas} was begun with model {self._record.model_hash}, {bundle} is model "
+                f"{self._bundle.hash}; finish it with the first, or generate into another run "
+                "folder"
+            )
+        self._plan = GridPlan.from_json(
+            self._record.plan, self._bundle.conditions, self._bundle.support, self._bundle.genes
+        )
+
+    def run(self, part: int) -> Receipt:
+        """Make sure a part stands in the atlas; one whose every byte verifies is left alone."""
+        try:
+            return read_receipt(self._atlas, self._record, part, deep=True)
+        except AtlasError as e:
+            logger.info("event=part_begun part=%d because=%r", part, str(e))
+        start_s = time.perf_counter()
+        columns, n_evaluations = self.sample(self._plan.part(part))
+        seconds = time.perf_counter() - start_s
+        return write_part(
+            self._atlas,
+            self._record,
+            part,
+            columns,
+            n_evaluations=n_evaluations,
+            seconds=seconds,
+        )
+
+    def sample(self, part: Part) -> tuple[PartColumns, int]:
+        """Cells of a part, and how often the velocity field was evaluated for them."""
+        plan, sizes = self._plan, [segment.n_cells for segment in part.segments]
+        numbers = np.array([segment.condition for segment in part.segments], np.int64)
+        rows = plan.conditions.codes(numbers)
+        seeds = [
+            cell_seeds(self._bundle, row, np.arange(s.first, s.first + s.n_cells), plan.grid.seed)
+            for s, row in zip(part.segments, rows.tolist(), strict=True)
+        ]
+        support = [plan.support.get(tuple(row), 0) for row in rows.tolist()]
+        codes, cell_seed = np.repeat(rows, sizes, axis=0), np.concatenate(seeds)
+        cells = sample_cells(
+            self._bundle,
+            codes.astype(np.int64),
+            cell_seed,
+            guidance=plan.grid.guidance,
+            solver=plan.grid.solver,
+            cells_per_minibatch=plan.output.cells_per_minibatch,
+        )
+        columns = PartColumns(
+            counts=cells.counts,
+            codes=codes,
+            n_train_cells=np.repeat(np.array(support, np.int64), sizes),
+            route=np.zeros(part.n_cells, np.int16),
+            cell_seed=cell_seed,
+        )
+        return columns, cells.n_evaluations

@@ -1,0 +1,1 @@
+"""The networks of SAVE in torch; they see tensors, never stores."""

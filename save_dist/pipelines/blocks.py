@@ -1,0 +1,119 @@
+"""Blocks: SOMA store -> vocabulary. Conditions, split, genes and gene blocks, fitted on train."""
+
+import time
+
+import numpy as np
+
+from save_dist.config.schema import BlocksJob, EmbeddingConfig, PipelineJob
+from save_dist.core.durable import digest, read_json
+from save_dist.core.errors import DataError
+from save_dist.data.source import SomaSource, StoreLocator
+from save_dist.data.splits import TRAIN, CellIndex, assign_splits
+from save_dist.data.statistics import (
+    VocabularyStatistics,
+    gene_statistics,
+    select_genes,
+    vocabulary_statistics,
+)
+from save_dist.pipelines.context import Context, Summary, finished, record
+from save_dist.stores.vocabulary import RunVocabulary, save_vocabulary
+from save_dist.vocab import embeddings
+from save_dist.vocab.blocks import build_blocks
+from save_dist.vocab.conditions import ConditionVocabulary, matches
+from save_dist.vocab.genes import GeneVocabulary
+
+
+def blocks(config: BlocksJob | PipelineJob, context: Context) -> Summary:
+    """Fix what the numbers of the run mean, before anything is trained."""
+    ingested = _ingested(context)
+    key = digest([ingested, config.run.seed, _settings(config)])
+    if (summary := finished(context, "blocks", key)) is not None:
+        return summary
+
+    locator = StoreLocator(str(context.paths.store), timestamp=time.time_ns() // 1_000_000)
+    with SomaSource(locator) as source:
+        conditions, index = _index_cells(source, config, ingested["label_origin"])
+        store_genes = source.gene_ids
+    train = index.where(TRAIN)
+
+    with context.progress.task("gene statistics", 2 * train.n_cells, "cells") as task:
+        per_gene = gene_statistics(locator, train, progress=task.update)
+        positions = select_genes(per_gene, config.genes)
+        chosen = vocabulary_statistics(
+            locator, train, positions, progress=lambda done: task.update(train.n_cells + done)
+        )
+
+    genes = GeneVocabulary(tuple(store_genes[p] for p in positions))
+    embedding = _embed(config.blocks.embedding, chosen, genes, config.run.seed)
+    gene_blocks = build_blocks(
+        embedding.vectors,
+        config.blocks.genes_per_block,
+        n_iterations=config.blocks.n_iterations,
+        seed=config.run.seed,
+    )
+
+    vocabulary = save_vocabulary(
+        context.paths.vocab,
+        RunVocabulary(
+            genes=genes,
+            conditions=conditions,
+            blocks=gene_blocks,
+            index=index,
+            gene_positions=positions,
+            scale=chosen.max_log.astype(np.float32),
+            fraction=(chosen.mean_count / chosen.mean_count.sum()).astype(np.float32),
+            store=locator,
+            hash="",
+        ),
+    )
+    context.journal.artifact(context.paths.vocab / "conditions.json", "vocab")
+    context.journal.artifact(context.paths.vocab / "blocks.json", "vocab")
+    summary = {
+        "n_genes": len(genes),
+        "n_blocks": int(gene_blocks.members.shape[0]),
+        "n_train_cells": train.n_cells,
+        "n_combinations": len(index.support()),
+        "embedding": embedding.source,
+        "vocabulary_hash": vocabulary.hash,
+    }
+    return record(context, "blocks", key, summary)
+
+
+def _ingested(context: Context) -> Summary:
+    path = context.paths.stages / "ingest.json"
+    if not path.is_file():
+        raise DataError(
+            f"{context.paths.store} is not a finished store: run `save-dist ingest` with this "
+            "run.dir first"
+        )
+    summary: Summary = read_json(path)["summary"]
+    return summary
+
+
+def _settings(config: BlocksJob | PipelineJob) -> list[object]:
+    sections = (config.conditions, config.split, config.genes, config.blocks)
+    return [section.model_dump(mode="json") for section in sections]
+
+
+def _index_cells(
+    source: SomaSource, config: BlocksJob | PipelineJob, label_origin: dict[str, str]
+) -> tuple[ConditionVocabulary, CellIndex]:
+    """Condition codes and split of every cell that is not excluded."""
+    obs = source.obs(["cell_id", *config.conditions.columns])
+    obs = obs[~matches(obs, config.conditions.exclude)]
+    conditions = ConditionVocabulary.from_frame(obs, config.conditions, label_origin)
+    codes = conditions.encode(obs)
+    cell_ids = obs["cell_id"].tolist()
+    split = assign_splits(cell_ids, codes, conditions, config.split, config.run.seed)
+    return conditions, CellIndex(obs.index.to_numpy(np.int64), codes, split)
+
+
+def _embed(
+    config: EmbeddingConfig, chosen: VocabularyStatistics, genes: GeneVocabulary, seed: int
+) -> embeddings.GeneEmbedding:
+    if config.source == "file":
+        assert config.path is not None  # checked by the schema
+        return embeddings.from_file(config.path, genes.ids)
+    if config.source == "random":
+        return embeddings.random(len(genes), config.dim, seed)
+    return embeddings.coexpression(chosen.covariance, config.dim)

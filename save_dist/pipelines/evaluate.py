@@ -1,0 +1,120 @@
+"""Evaluate: atlas and held-back real cells -> scores, pictures, one page."""
+
+import sys
+
+import numpy as np
+
+from save_dist.config.schema import EvaluateJob, PipelineJob
+from save_dist.core.durable import digest, read_json, write_bytes
+from save_dist.core.errors import DataError
+from save_dist.data.splits import HELD_OUT, TEST, TRAIN, CellIndex
+from save_dist.data.subsample import at_most, at_most_per_combination
+from save_dist.evaluation.protocol import CellTable
+from save_dist.evaluation.protocol import evaluate as score
+from save_dist.evaluation.report import scores_table, write_report
+from save_dist.pipelines.context import Context, Summary, finished, record
+from save_dist.pipelines.provenance import provenance
+from save_dist.pipelines.train import open_vocabulary
+from save_dist.stores.atlas_reader import read_cells
+from save_dist.stores.vocabulary import RunVocabulary
+from save_dist.tracking.progress import render_table
+from save_dist.tracking.tracker import read_records
+from save_dist.training.latents import dense_cells
+
+TRAIN_CELLS = 20_000
+"""Training cells at most that principal components and baselines are fitted on."""
+TABLE_FILE = "scores.txt"
+"""The final table, as printed."""
+DRAWS = 4
+"""Cells read per combination and side, as a multiple of evaluate.n_max."""
+
+
+def evaluate(config: EvaluateJob | PipelineJob, context: Context) -> Summary:
+    """Score the atlas of the run and write the report."""
+    vocabulary = open_vocabulary(context)
+    generated = _generated(context)
+    settings = config.evaluate.model_dump(mode="json")
+    key = digest([generated["atlas_digest"], settings, vocabulary.hash])
+    if (summary := finished(context, "evaluate", key)) is not None:
+        sys.stdout.write((context.paths.report / TABLE_FILE).read_text())
+        return summary
+
+    seed, cap = config.run.seed, DRAWS * config.evaluate.n_max
+    index = vocabulary.index
+    train = _real(vocabulary, at_most(index.where(TRAIN), TRAIN_CELLS, seed))
+    test = _real(vocabulary, at_most_per_combination(index.where(TEST), cap, seed))
+    held_out = _real(vocabulary, at_most_per_combination(index.where(HELD_OUT), cap, seed))
+    counts, codes = read_cells(context.paths.atlas, vocabulary.conditions, cap, seed)
+
+    with context.progress.task("evaluating", None, "jobs") as task:
+        scores = score(
+            train=train,
+            test=test,
+            held_out=held_out,
+            generated=CellTable(counts, codes),
+            conditions=vocabulary.conditions,
+            config=config.evaluate,
+            n_workers=config.evaluate.n_workers,
+            progress=lambda done, total: task.update(done, total=total),
+        )
+
+    facts = provenance(context.paths) | {
+        "model": generated["model_hash"],
+        "plan": generated["plan_hash"],
+        "vocabulary": vocabulary.hash,
+    }
+    write_report(
+        context.paths.report,
+        scores,
+        curves=_curves(context),
+        provenance=facts,
+        notes=_notes(vocabulary),
+    )
+    table = render_table(scores_table(scores))
+    write_bytes(context.paths.report / TABLE_FILE, table.encode())
+    sys.stdout.write(table)
+    journal = context.journal.child("evaluate")
+    journal.metrics(scores.flat(), step=0)
+    journal.artifact(context.paths.report, "report")
+    return record(context, "evaluate", key, scores.headline())
+
+
+def _generated(context: Context) -> Summary:
+    path = context.paths.stages / "generate.json"
+    if not path.is_file():
+        raise DataError(
+            f"{context.paths.atlas} is not a finished atlas: run `save-dist generate` with this "
+            "run.dir first"
+        )
+    summary: Summary = read_json(path)["summary"]
+    return summary
+
+
+def _real(vocabulary: RunVocabulary, index: CellIndex) -> CellTable:
+    """Cells of the store over the vocabulary's genes."""
+    counts = np.zeros((index.n_cells, len(vocabulary.genes)), dtype=np.float32)
+    for first, cells in dense_cells(vocabulary.store, index, vocabulary.gene_positions):
+        counts[first : first + cells.library.size] = cells.counts
+    return CellTable(counts, np.asarray(index.codes))
+
+
+def _curves(context: Context) -> dict[str, tuple[list[int], list[float]]]:
+    """Training curves of the journal: `stage/metric` -> steps and values.
+
+    A point repeated after a restart is the same point; the last one counts.
+    """
+    points: dict[str, dict[int, float]] = {}
+    for record_ in read_records(context.paths.metrics, kind="metrics"):
+        if record_.run in ("vae", "flow") and record_.step is not None:
+            for name, value in record_.values.items():
+                points.setdefault(f"{record_.run}/{name}", {})[record_.step] = float(value)
+    return {
+        name: (sorted(series), [series[step] for step in sorted(series)])
+        for name, series in points.items()
+    }
+
+
+def _notes(vocabulary: RunVocabulary) -> list[str]:
+    """What a reader must know about the labels before believing a score."""
+    notes = vocabulary.conditions.notes
+    return [f"Labels of {column} are {origin}." for column, origin in sorted(notes.items())]

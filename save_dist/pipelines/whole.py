@@ -1,0 +1,20 @@
+"""The whole path, in order. Finished stages are recognised and skipped."""
+
+from save_dist.config.schema import PipelineJob
+from save_dist.pipelines.blocks import blocks
+from save_dist.pipelines.context import Context, Summary
+from save_dist.pipelines.evaluate import evaluate
+from save_dist.pipelines.generate import generate
+from save_dist.pipelines.ingest import ingest
+from save_dist.pipelines.train import train
+
+
+def pipeline(config: PipelineJob, context: Context) -> Summary:
+    """Files of cells -> store -> vocabulary -> model -> atlas -> report."""
+    return {
+        "ingest": ingest(config, context),
+        "blocks": blocks(config, context),
+        "train": train(config, context),
+        "generate": generate(config, context),
+        "evaluate": evaluate(config, context),
+    }

@@ -1,0 +1,242 @@
+"""What is known about an atlas besides its cells: the plan it is filled from, one receipt per part.
+
+They live beside the store, in `<atlas>.receipts/`: `plan.json`, then `000017.json` for part 17,
+written last of all files of the part. A part without a sound receipt does not exist, whatever
+bytes its shard holds; rows returned by a scheduler count for nothing.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from save_dist.core.durable import digest, file_digest, read_json, write_json
+from save_dist.core.errors import AtlasError, CheckpointError
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class AtlasRecord:
+    """The layout and identity of an atlas, as every worker reads it."""
+
+    plan_hash: str
+    model_hash: str
+    n_cells: int
+    n_genes: int
+    cells_per_part: int
+    cells_per_chunk: int
+    arrays: tuple[str, ...]
+    """Arrays with one row per cell: X, then those of obs."""
+    plan: Mapping[str, Any]
+    """The request the plan was made from."""
+    template: Mapping[str, str]
+    """sha256 of the files that are written once, with the template."""
+
+    @property
+    def n_parts(self) -> int:
+        """Parts; the last may be short."""
+        return -(-self.n_cells // self.cells_per_part)
+
+    def rows(self, part: int) -> tuple[int, int]:
+        """First row of a part and the row after its last."""
+        start = part * self.cells_per_part
+        return start, min(start + self.cells_per_part, self.n_cells)
+
+    def files(self, part: int) -> list[str]:
+        """The files of a part, relative to the store: one shard of X, one chunk per obs array."""
+        return [f"{name}/c/{part}/0" if name == "X" else f"{name}/c/{part}" for name in self.arrays]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One finished part. Equal plans give equal receipts, but for `seconds`."""
+
+    part: int
+    start: int
+    n_cells: int
+    n_saturated: int
+    """Counts that were cut to 65,535."""
+    n_evaluations: int
+    """Evaluations of the velocity field over all minibatches of the part."""
+    plan_hash: str
+    model_hash: str
+    files: Mapping[str, tuple[str, int]]
+    """sha256 and length in bytes of every file of the part."""
+    seconds: float
+    """Wall time of sampling and writing; the one thing outside the digest."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all but the time: what was written, where, by which model and plan."""
+        facts = asdict(self)
+        del facts["seconds"]
+        return digest({**facts, "files": {name: list(f) for name, f in self.files.items()}})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that does not verify; `part` is None for what belongs to the whole atlas."""
+
+    part: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Outcome of reading every byte of an atlas."""
+
+    n_parts: int
+    n_cells: int
+    n_saturated: int
+    is_marked_complete: bool
+    problems: tuple[Problem, ...]
+
+    @property
+    def bad_parts(self) -> list[int]:
+        """Parts to generate again."""
+        return sorted({p.part for p in self.problems if p.part is not None})
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every part is there, as its receipt says, under the atlas's own plan."""
+        return not self.problems
+
+
+def receipts_folder(path: Path) -> Path:
+    """Where the receipts of the atlas at `path` live."""
+    return path.with_name(f"{path.name}.receipts")
+
+
+def receipt_path(path: Path, part: int) -> Path:
+    """Receipt file of one part."""
+    return receipts_folder(path) / f"{part:06d}.json"
+
+
+def write_record(path: Path, record: AtlasRecord) -> None:
+    """Record the plan of the atlas at `path`."""
+    write_json(receipts_folder(path) / PLAN, asdict(record))
+
+
+def read_record(path: Path) -> AtlasRecord:
+    """The recorded plan of the atlas at `path`.
+
+    Raises:
+        AtlasError: if there is none, or it cannot be read.
+    """
+    place = receipts_folder(path) / PLAN
+    if not place.is_file():
+        raise AtlasError(
+            f"there is no plan record {place}: {path} is no atlas, or was never begun; run "
+            "generate, or correct the path"
+        )
+    try:
+        value = read_json(place)
+        return AtlasRecord(**{**value, "arrays": tuple(value["arrays"])})
+    except (CheckpointError, KeyError, TypeError) as e:
+        raise AtlasError(
+            f"{place} is not a plan record ({e}); restore it, or remove it and {path}"
+        ) from e
+
+
+def write_receipt(path: Path, receipt: Receipt) -> None:
+    """Publish a part: the last write of its task."""
+    write_json(receipt_path(path, receipt.part), {**asdict(receipt), "digest": receipt.digest})
+
+
+def read_receipt(path: Path, record: AtlasRecord, part: int, *, deep: bool) -> Receipt:
+    """The receipt of a part, compared with the plan and with the files of the part.
+
+    Args:
+        path: atlas.
+        record: its plan.
+        part: number of the part.
+        deep: read the files and compare every byte; otherwise compare their lengths.
+
+    Raises:
+        AtlasError: saying what does not fit.
+    """
+    receipt = _parse(receipt_path(path, part))
+    start, stop = record.rows(part)
+    expected = (part, start, stop - start, record.plan_hash, record.model_hash)
+    found = (
+        receipt.part,
+        receipt.start,
+        receipt.n_cells,
+        receipt.plan_hash,
+        receipt.model_hash,
+    )
+    if found != expected:
+        raise AtlasError(
+            f"the receipt of part {part} is of another plan: it says (part, start, cells, plan, "
+            f"model) = {found}, expected {expected}"
+        )
+    if sorted(receipt.files) != sorted(record.files(part)):
+        raise AtlasError(f"the receipt of part {part} lists other files than the plan")
+    for name, (sha256, n_bytes) in receipt.files.items():
+        _check_file(path / name, part, sha256 if deep else None, n_bytes)
+    return receipt
+
+
+def missing_parts(path: Path) -> list[int]:
+    """Parts of an atlas without a sound receipt; compares lengths of files, not their bytes.
+
+    Raises:
+        AtlasError: if there is no plan record for `path`.
+    """
+    record, missing = read_record(path), []
+    for part in range(record.n_parts):
+        try:
+            read_receipt(path, record, part, deep=False)
+        except AtlasError:
+            missing.append(part)
+    return missing
+
+
+def atlas_digest(path: Path) -> str:
+    """Identity of an atlas's bytes: the files of its template and the receipts of all parts."""
+    record = read_record(path)
+    parts = (read_receipt(path, record, part, deep=False) for part in range(record.n_parts))
+    return digest({"template": record.template, "parts": [part.digest for part in parts]})
+
+
+def file_facts(store: Path, names: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """sha256 and length of files of a store, by name."""
+    return {name: (file_digest(store / name), (store / name).stat().st_size) for name in names}
+
+
+def sync(places: Iterable[Path]) -> None:
+    """Force files and folders to disk."""
+    for place in places:
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _parse(place: Path) -> Receipt:
+    if not place.is_file():
+        raise AtlasError(f"there is no receipt {place.name}: the part was never finished")
+    try:
+        value = read_json(place)
+        expected = value.pop("digest")
+        files = {name: (sha256, n_bytes) for name, (sha256, n_bytes) in value["files"].items()}
+        receipt = Receipt(**{**value, "files": files})
+    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as e:
+        raise AtlasError(f"{place} is truncated or no receipt: {e}") from e
+    if receipt.digest != expected:
+        raise AtlasError(f"{place} was altered: digest {receipt.digest}, it says {expected}")
+    return receipt
+
+
+def _check_file(place: Path, part: int, sha256: str | None, n_bytes: int) -> None:
+    if not place.is_file():
+        raise AtlasError(f"part {part}: file {place} is missing")
+    if (found := place.stat().st_size) != n_bytes:
+        raise AtlasError(f"part {part}: {place} has {found} bytes, its receipt says {n_bytes}")
+    if sha256 is not None and (found_sha := file_digest(place)) != sha256:
+        raise AtlasError(
+            f"part {part}: {place} was altered: sha256 {found_sha}, its receipt says {sha256}"
+        )

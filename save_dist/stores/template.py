@@ -1,0 +1,158 @@
+"""The empty atlas: every group and array of an AnnData-Zarr (v3) store at its final shape.
+
+Written once, before the first cell, so that filling it needs no allocation and no lock: one shard
+of X and one chunk of every obs array per part. Nothing in it says when or where it was written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy import ndarray
+
+RESERVED_COLUMNS = ("_index", "seen", "n_train_cells", "route", "part", "cell_seed")
+"""obs columns that the atlas writes itself; no condition may have such a name."""
+ROUTES = ("direct",)
+"""How the cells of a combination came about: sampled with their own labels."""
+COMPLETE = "uns/save_dist/complete"
+"""Where an atlas says whether it is complete."""
+CONFIG = {"write_empty_chunks": True}
+"""All-zero chunks are written too: every part has the same files, a missing one is an error."""
+
+_NUMBERS: dict[str, tuple[str, bool | int]] = {
+    "seen": ("bool", False),
+    "n_train_cells": ("int64", -1),
+    "part": ("int32", -1),
+    "cell_seed": ("uint64", 0),
+}
+
+
+@dataclass(frozen=True)
+class AtlasLayout:
+    """Everything that is fixed before the first cell is drawn."""
+
+    n_cells: int
+    cells_per_part: int
+    cells_per_chunk: int
+    gene_ids: tuple[str, ...]
+    categories: Mapping[str, tuple[str, ...]]
+    """Values of every condition column, in the order of their codes."""
+    plan_hash: str
+    model_hash: str
+    plan: Mapping[str, Any]
+    """The request, recorded for the workers; JSON-able."""
+    about: Mapping[str, Any]
+    """Goes to uns/save_dist: guidance, solver, origin of labels. Numbers, text, lists, dicts."""
+
+
+def lay_out(store: Path, layout: AtlasLayout, versions: Mapping[str, str]) -> tuple[str, ...]:
+    """Create the store; returns the names of the arrays with one row per cell."""
+    root = _describe(zarr.create_group(store), "anndata", "0.1.0")
+    n_genes = len(layout.gene_ids)
+    root.create_array(
+        "X",
+        shape=(layout.n_cells, n_genes),
+        dtype="uint16",
+        chunks=(layout.cells_per_chunk, n_genes),
+        shards=(layout.cells_per_part, n_genes),
+        compressors=zarr.codecs.BloscCodec(
+            typesize=2, cname="zstd", clevel=3, shuffle="bitshuffle"
+        ),
+        fill_value=0,
+        attributes=_encoding("array", "0.2.0"),
+    )
+    for name in ("layers", "obsm", "obsp", "varm", "varp"):
+        _describe(root.create_group(name), "dict", "0.1.0")
+    columns = _lay_out_obs(root.create_group("obs"), layout)
+    var = _describe_frame(root.create_group("var"), [])
+    _put(var, "_index", list(layout.gene_ids))
+    uns = _describe(root.create_group("uns"), "dict", "0.1.0")
+    identity = {"plan_hash": layout.plan_hash, "model_hash": layout.model_hash}
+    own = {**identity, "versions": versions, "complete": False}
+    _put(uns, "save_dist", {**layout.about, **own})
+    return ("X", *columns)
+
+
+def _lay_out_obs(obs: Any, layout: AtlasLayout) -> list[str]:
+    categoricals = {**layout.categories, "route": ROUTES}
+    order = [*layout.categories, "seen", "n_train_cells", "route", "part", "cell_seed"]
+    _describe_frame(obs, order)
+    names = [_per_cell(obs, "_index", layout, "string", "", "string-array")]
+    for column in order:
+        if column in categoricals:
+            values = categoricals[column]
+            group = _describe(obs.create_group(column), "categorical", "0.2.0", ordered=False)
+            _put(group, "categories", list(values))
+            dtype = "int8" if len(values) <= np.iinfo(np.int8).max else "int16"
+            names.append(_per_cell(group, "codes", layout, dtype, -1))
+        else:
+            names.append(_per_cell(obs, column, layout, *_NUMBERS[column]))
+    return names
+
+
+def _per_cell(
+    group: Any,
+    name: str,
+    layout: AtlasLayout,
+    dtype: str,
+    fill: bool | int | str,
+    kind: str = "array",
+) -> str:
+    array = group.create_array(
+        name,
+        shape=(layout.n_cells,),
+        dtype=dtype,
+        chunks=(layout.cells_per_part,),
+        fill_value=fill,
+        attributes=_encoding(kind, "0.2.0"),
+    )
+    return str(array.path)
+
+
+def _describe(group: Any, kind: str, version: str, **attributes: Any) -> Any:
+    group.attrs.update({**_encoding(kind, version), **attributes})
+    return group
+
+
+def _describe_frame(group: Any, columns: list[str]) -> Any:
+    order = {"column-order": columns, "_index": "_index"}
+    return _describe(group, "dataframe", "0.2.0", **order)
+
+
+def _encoding(kind: str, version: str) -> dict[str, str]:
+    """How AnnData tells what an element is."""
+    return {"encoding-type": kind, "encoding-version": version}
+
+
+def _put(group: Any, name: str, value: Any) -> None:
+    """One small element in AnnData's encoding; None is left out."""
+    if isinstance(value, Mapping):
+        own = _describe(group.create_group(name), "dict", "0.1.0")
+        for key in sorted(value):
+            _put(own, key, value[key])
+    elif isinstance(value, str):
+        _put_array(group, name, np.array(value, dtype=np.dtypes.StringDType()), "string")
+    elif isinstance(value, bool | int | float):
+        _put_array(group, name, np.array(value), "numeric-scalar")
+    elif isinstance(value, list | tuple):
+        is_text = not value or any(isinstance(v, str) for v in value)
+        dtype = np.dtypes.StringDType() if is_text else None
+        kind = "string-array" if is_text else "array"
+        _put_array(group, name, np.array(value, dtype=dtype), kind)
+    elif value is not None:
+        raise TypeError(f"{name} is a {type(value).__name__}: an atlas notes JSON values only")
+
+
+def _put_array(group: Any, name: str, values: ndarray, kind: str) -> None:
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        dtype="string" if values.dtype.kind == "T" else values.dtype,
+        chunks=tuple(max(1, n) for n in values.shape),
+        attributes=_encoding(kind, "0.2.0"),
+        config=CONFIG,
+    )
+    array[...] = values

@@ -1,0 +1,1 @@
+"""Metrics, parameters and artifacts of a run: a local journal, mirrored to MLflow."""

@@ -1,0 +1,316 @@
+"""Both stages of training on one rank: VAE, latents, flow. Called on every rank alike."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from save_dist.config.schema import FlowConfig, OptimConfig, TrainingConfig, VaeConfig
+from save_dist.core.durable import digest
+from save_dist.core.paths import RunPaths
+from save_dist.data.cache import ensure_cache
+from save_dist.data.partition import StreamPlan
+from save_dist.data.source import SomaSource
+from save_dist.data.splits import TRAIN, VALIDATION, CellIndex
+from save_dist.data.stream import CellStream
+from save_dist.models.vae import Vae, VaeShape
+from save_dist.models.velocity import Velocity
+from save_dist.stores.bundle import LatentScale
+from save_dist.stores.checkpoint import Checkpoint, CheckpointStore
+from save_dist.stores.latents import LatentStore
+from save_dist.stores.vocabulary import RunVocabulary, load_vocabulary
+from save_dist.training.latents import LatentStream, dense_cells, encode_cells, latent_scale
+from save_dist.training.loop import FitInput, Ranks, Reporter, fit
+from save_dist.training.steps import Draws, FlowStage, VaeStage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What every rank needs to know; small, and the same on all of them."""
+
+    root: Path
+    seed: int
+    training: TrainingConfig
+    vae: VaeConfig
+    flow: FlowConfig
+    vocabulary_hash: str
+
+    @property
+    def paths(self) -> RunPaths:
+        """Places of the run."""
+        return RunPaths(self.root)
+
+    def hash_of(self, stage: str) -> str:
+        """Identity of a stage: all that decides its weights. The flow's includes the VAE's.
+
+        Intervals of logging and checkpoints, the cache and the number of ranks are not in it.
+        """
+        stream = self.training.stream.model_dump(mode="json", exclude={"cache_bytes", "cache_dir"})
+        facts = {
+            "seed": self.seed,
+            "stream": stream,
+            "vae": self.vae.model_dump(mode="json"),
+            "vocabulary": self.vocabulary_hash,
+        }
+        if stage == "flow":
+            facts["flow"] = self.flow.model_dump(mode="json")
+        return digest(facts)
+
+
+def run_stages(plan: TrainPlan, ranks: Ranks, reporter: Reporter, device: torch.device) -> None:
+    """Train what `plan.training.stages` names; finished stages return at once.
+
+    Raises:
+        CheckpointError: if checkpoints of another configuration stand in the way.
+        DivergedError: on a non-finite loss.
+    """
+    vocabulary = load_vocabulary(plan.paths.vocab)
+    if "vae" in plan.training.stages:
+        train_vae(plan, vocabulary, ranks, reporter, device)
+    if "flow" in plan.training.stages:
+        store = encode(plan, vocabulary, ranks, device)
+        train_flow(plan, vocabulary, store, ranks, reporter, device)
+
+
+def train_vae(
+    plan: TrainPlan,
+    vocabulary: RunVocabulary,
+    ranks: Ranks,
+    reporter: Reporter,
+    device: torch.device,
+) -> None:
+    """SOMA store -> VAE checkpoints."""
+    index = vocabulary.index.where(TRAIN)
+    stream_plan = make_stream_plan(plan, plan.vae.optim, index.n_cells)
+    stage = VaeStage(make_vae(plan, vocabulary).to(device), plan.vae, _draws(plan, stream_plan))
+    with CellStream(
+        vocabulary.store,
+        index,
+        vocabulary.gene_positions,
+        stream_plan,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        cache=local_cache(plan, vocabulary, index),
+    ) as stream:
+        inputs = FitInput(
+            stage,
+            stream.batches,
+            _cells_per_rank(plan.vae.optim, ranks),
+            VaeValidation(vocabulary, plan, device).losses if ranks.is_first else None,
+            lambda: stream.wait_s,
+        )
+        _fit(plan, inputs, plan.vae.optim, ranks, reporter)
+
+
+def local_cache(plan: TrainPlan, vocabulary: RunVocabulary, index: CellIndex) -> Path | None:
+    """Packed copy of the cells on this node; None if it is switched off or would be too large."""
+    stream = plan.training.stream
+    if not stream.cache_bytes:
+        return None
+    folder = stream.cache_dir or plan.paths.scratch / "cells"
+    with SomaSource(vocabulary.store) as source:
+        return ensure_cache(source, index, vocabulary.gene_positions, folder, stream.cache_bytes)
+
+
+def encode(
+    plan: TrainPlan, vocabulary: RunVocabulary, ranks: Ranks, device: torch.device
+) -> LatentStore:
+    """Trained VAE -> q(z|x) of every training cell, written by all ranks together."""
+    index = vocabulary.index.where(TRAIN)
+    about, path = latents_about(plan), plan.paths.latents
+    if ranks.is_first:
+        LatentStore.create(path, index.n_cells, plan.vae.latent_dim, about)
+    barrier(ranks)
+    store = LatentStore.attach(path, expect=digest(about))
+    if store.missing():
+        vae = load_vae(plan, vocabulary).to(device)
+        encode_cells(vae, vocabulary.store, index, vocabulary.gene_positions, store, ranks)
+    barrier(ranks)
+    return LatentStore.open(path, expect=digest(about))
+
+
+def latents_about(plan: TrainPlan) -> dict[str, str]:
+    """Identity of the latents: the encoder that made them."""
+    return {"vae": plan.hash_of("vae")}
+
+
+def train_flow(
+    plan: TrainPlan,
+    vocabulary: RunVocabulary,
+    store: LatentStore,
+    ranks: Ranks,
+    reporter: Reporter,
+    device: torch.device,
+) -> None:
+    """Latents -> flow checkpoints."""
+    index = vocabulary.index.where(TRAIN)
+    stream_plan = make_stream_plan(plan, plan.flow.optim, index.n_cells)
+    module = make_velocity(plan, vocabulary).to(device)
+    stage = FlowStage(module, plan.flow, latent_scale(store), _draws(plan, stream_plan))
+    stream = LatentStream(store, index, stream_plan, ranks)
+    inputs = FitInput(
+        stage,
+        stream.batches,
+        _cells_per_rank(plan.flow.optim, ranks),
+        None,
+        lambda: stream.wait_s,
+    )
+    _fit(plan, inputs, plan.flow.optim, ranks, reporter)
+
+
+class VaeValidation:
+    """Negative log-likelihood and KL of held-back cells under q's mean, conditions unmasked."""
+
+    def __init__(self, vocabulary: RunVocabulary, plan: TrainPlan, device: torch.device) -> None:
+        index = vocabulary.index.where(VALIDATION)
+        index = index.take(np.arange(min(index.n_cells, 2048)))
+        codes = torch.from_numpy(index.codes.astype(np.int64))
+        self._minibatches = [
+            (
+                torch.from_numpy(cells.log_x).to(device),
+                torch.from_numpy(cells.counts).to(device),
+                codes[first : first + cells.library.size].to(device),
+            )
+            for first, cells in dense_cells(
+                vocabulary.store, index, vocabulary.gene_positions, n_cells=512
+            )
+        ]
+        self._n_latent = plan.vae.latent_dim
+
+    def losses(self, module: nn.Module) -> Mapping[str, float]:
+        """Means over the validation cells; empty when there are none."""
+        if not self._minibatches:
+            return {}
+        sums = np.zeros(3)
+        with torch.inference_mode():
+            for log_x, counts, codes in self._minibatches:
+                noise = torch.zeros(log_x.shape[0], self._n_latent, device=log_x.device)
+                out = module(log_x, counts, codes, codes, noise, None)
+                sums += [float(out.reconstruction.sum()), float(out.kl.sum()), log_x.shape[0]]
+        return {"val/reconstruction": sums[0] / sums[2], "val/kl": sums[1] / sums[2]}
+
+
+def make_vae(plan: TrainPlan, vocabulary: RunVocabulary) -> Vae:
+    """A fresh VAE; its weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        return Vae(
+            VaeShape(
+                members=torch.from_numpy(vocabulary.blocks.members),
+                n_genes=len(vocabulary.genes),
+                sizes=vocabulary.conditions.sizes,
+                columns=vocabulary.conditions.columns,
+            ),
+            plan.vae,
+            scale=torch.from_numpy(vocabulary.scale),
+            fraction=torch.from_numpy(vocabulary.fraction),
+        )
+
+
+def make_velocity(plan: TrainPlan, vocabulary: RunVocabulary) -> Velocity:
+    """A fresh velocity network; its weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed + 1)
+        return Velocity(plan.vae.latent_dim + 1, vocabulary.conditions.sizes, plan.flow)
+
+
+def load_vae(plan: TrainPlan, vocabulary: RunVocabulary) -> Vae:
+    """The averaged weights of the finished VAE stage, in evaluation mode."""
+    vae = make_vae(plan, vocabulary)
+    vae.load_state_dict(averaged_weights(finished(plan, "vae")))
+    return vae.eval()
+
+
+def load_velocity(plan: TrainPlan, vocabulary: RunVocabulary) -> Velocity:
+    """The averaged weights of the finished flow stage, in evaluation mode."""
+    velocity = make_velocity(plan, vocabulary)
+    velocity.load_state_dict(averaged_weights(finished(plan, "flow")))
+    return velocity.eval()
+
+
+def finished_scale(plan: TrainPlan) -> LatentScale:
+    """Standardisation of the finished run's latents."""
+    return latent_scale(LatentStore.open(plan.paths.latents, expect=digest(latents_about(plan))))
+
+
+def read_checkpoints(plan: TrainPlan, stage: str) -> CheckpointStore:
+    """The stage's checkpoints, for reading; those of another configuration are refused."""
+    keep = plan.training.checkpoint.keep
+    return CheckpointStore(plan.paths.checkpoints(stage), keep, expect=plan.hash_of(stage))
+
+
+def finished(plan: TrainPlan, stage: str) -> Checkpoint:
+    """The last checkpoint of a stage that must have run.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    optim = (plan.vae if stage == "vae" else plan.flow).optim
+    with read_checkpoints(plan, stage) as checkpoints:
+        return checkpoints.load(optim.n_steps)
+
+
+def steps_done(plan: TrainPlan, stage: str) -> int:
+    """Optimiser steps that the stage's newest whole checkpoint holds; 0 without one."""
+    with read_checkpoints(plan, stage) as checkpoints:
+        found = checkpoints.newest()
+    return 0 if found is None else found.step
+
+
+def averaged_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The EMA weights of a checkpoint under the module's own names."""
+    prefix = "average.module."
+    return {
+        k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)
+    }
+
+
+def make_stream_plan(plan: TrainPlan, optim: OptimConfig, n_cells: int) -> StreamPlan:
+    """Order of the cells of one stage."""
+    stream = plan.training.stream
+    return StreamPlan(
+        n_cells=n_cells,
+        cells_per_step=optim.cells_per_step,
+        rows_per_chunk=stream.rows_per_chunk,
+        chunks_per_pool=stream.chunks_per_pool,
+        n_lanes=stream.n_lanes,
+        seed=plan.seed,
+    )
+
+
+def barrier(ranks: Ranks) -> None:
+    """Wait for all ranks."""
+    if ranks.world_size > 1:
+        dist.barrier()
+
+
+def _fit(
+    plan: TrainPlan,
+    inputs: FitInput,  # type: ignore[type-arg]  # either stage's minibatch
+    optim: OptimConfig,
+    ranks: Ranks,
+    reporter: Reporter,
+) -> None:
+    name = inputs.stage.name
+    folder, keep = plan.paths.checkpoints(name), plan.training.checkpoint.keep
+    expect = plan.hash_of(name)
+    # the one rank that writes also clears what a killed run left half-written
+    make = CheckpointStore.open if ranks.is_first else CheckpointStore
+    with make(folder, keep, expect=expect) as checkpoints:
+        about = {"config_hash": expect, "stage": name}
+        fit(inputs, optim, plan.training, checkpoints, reporter, ranks, about)
+
+
+def _draws(plan: TrainPlan, stream_plan: StreamPlan) -> Draws:
+    return Draws(plan.seed, stream_plan.cells_per_lane)
+
+
+def _cells_per_rank(optim: OptimConfig, ranks: Ranks) -> int:
+    return optim.cells_per_step // ranks.world_size

@@ -1,0 +1,1 @@
+"""Real cells under another condition."""

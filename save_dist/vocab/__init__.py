@@ -1,0 +1,1 @@
+"""What a number means: gene order, condition codes, gene vectors, gene blocks."""

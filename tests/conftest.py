@@ -1,0 +1,74 @@
+"""Fixtures that every test may use. One thread per process: tests share few cores."""
+
+import os
+
+# read when torch, numba and BLAS load, so before any test imports them; subprocesses inherit it
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items):
+    """Say in one line per test why it cannot run here."""
+    no_data = pytest.mark.skip(reason=f"development data folder {SHARED_DATA} is absent")
+    for item in items:
+        if item.get_closest_marker("shared_data") and not SHARED_DATA.is_dir():
+            item.add_marker(no_data)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder of development data sets; the test also carries the marker `shared_data`."""
+    return SHARED_DATA
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """An empty run folder."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """One private Ray for the whole session, in its own short temp folder, removed afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))  # AF_UNIX paths hold 107 bytes
+    token = folder / "token"
+    token.write_text(secrets.token_hex(16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        import ray
+
+        try:
+            ray.init(
+                address="local",
+                num_cpus=4,
+                include_dashboard=False,
+                object_store_memory=150 * 2**20,
+                log_to_driver=False,
+                _temp_dir=str(folder),
+            )
+            yield ray
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,36 @@
+"""A small plan over the tiny model: 6 conditions of 15 cells, parts of 32 rows, the last short."""
+
+from tiny_model import CONDITIONS
+
+from save_dist.config.schema import GridConfig, OutputConfig
+from save_dist.generation.grid import plan_grid
+from save_dist.generation.worker import PartWorker
+from save_dist.stores import atlas
+from save_dist.stores.bundle import load_bundle
+
+GRID = GridConfig(cells_per_condition=15, seed=3)
+OUTPUT = OutputConfig(cells_per_part=32, cells_per_chunk=8, cells_per_minibatch=10)
+N_PARTS = 3
+
+
+def tiny_plan(bundle, grid=GRID, output=OUTPUT):
+    return plan_grid(grid, output, CONDITIONS, bundle.support, bundle.hash, bundle.genes)
+
+
+def begin(folder, bundle_folder, **options):
+    """An empty atlas at folder/atlas.zarr; returns its path and plan."""
+    plan = tiny_plan(load_bundle(bundle_folder), **options)
+    path = folder / "atlas.zarr"
+    atlas.create_template(path, plan.layout(), {"save-dist": "0"})
+    return path, plan
+
+
+def fill(path, bundle_folder, parts):
+    """Write parts by one worker; returns their receipts."""
+    worker = PartWorker(bundle_folder, path)
+    return [worker.run(part) for part in parts]
+
+
+def stored(path):
+    """Every file of the store by name."""
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}

@@ -1,0 +1,223 @@
+import inspect
+
+import cloudpickle
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from save_dist.config import schema
+from save_dist.config.schema import (
+    BlocksJob,
+    ConditionsConfig,
+    EmbeddingConfig,
+    FlowConfig,
+    GenerateJob,
+    GuidanceConfig,
+    IngestConfig,
+    OutputConfig,
+    PipelineJob,
+    RunConfig,
+    SolverConfig,
+    SplitConfig,
+    TrainJob,
+    TransferConfig,
+    VaeConfig,
+)
+
+RUN = {"dir": "runs/x"}
+CONDITIONS = {"columns": ["condition", "cell_type"]}
+INGEST = {"inputs": [{"path": "a.h5ad"}]}
+SECTIONS = [
+    value
+    for value in vars(schema).values()
+    if inspect.isclass(value)
+    and issubclass(value, BaseModel)
+    and value.__module__ == schema.__name__
+]
+
+
+def pipeline(**sections):
+    return PipelineJob(
+        **{"run": RUN, "conditions": CONDITIONS, "ingest": INGEST, **sections},
+    )
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.__name__)
+def test_every_section_is_frozen_and_closed(section):
+    assert section.model_config["frozen"]
+    assert section.model_config["extra"] == "forbid"
+    assert section.__doc__
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        RunConfig(dir="x").seed = 3
+
+
+def test_roots_share_their_sections():
+    """A key means the same in every job, so single jobs and the pipeline cannot drift apart."""
+    whole = PipelineJob.model_fields
+    for root in (BlocksJob, TrainJob, GenerateJob):
+        for name, field in root.model_fields.items():
+            assert field.annotation is whole[name].annotation
+            assert field.default == whole[name].default
+
+
+def test_settings_travel_to_workers():
+    config = pipeline()
+    assert cloudpickle.loads(cloudpickle.dumps(config)) == config
+    assert PipelineJob.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "text"),
+    [
+        pytest.param(RunConfig, {"dir": "x", "seed": -1}, "greater than or equal to 0", id="seed"),
+        pytest.param(SplitConfig, {"test": 1.2}, "less than or equal to 1", id="share"),
+        pytest.param(
+            SplitConfig,
+            {"test": 0.6, "validation": 0.4},
+            r"split.test=0.6 and split.validation=0.4 leave no cells",
+            id="split",
+        ),
+        pytest.param(VaeConfig, {"kl_weight": float("inf")}, "finite number", id="infinite"),
+        pytest.param(VaeConfig, {"kl_weight": float("nan")}, "finite number", id="undefined"),
+        pytest.param(
+            VaeConfig,
+            {"latent_dim": 12},
+            r"vae.latent_dim=12 is not a multiple",
+            id="latent tokens",
+        ),
+        pytest.param(
+            VaeConfig,
+            {"n_heads": 5},
+            r"vae.width=64 is not a multiple of vae.n_heads=5",
+            id="vae heads",
+        ),
+        pytest.param(
+            VaeConfig,
+            {"latent_mask": [0.4, 0.2]},
+            r"vae.latent_mask=\[0.4, 0.2\] is reversed",
+            id="latent mask",
+        ),
+        pytest.param(
+            FlowConfig,
+            {"backbone": "attention", "n_heads": 5},
+            r"flow.width=128 is not a multiple of flow.n_heads=5",
+            id="flow heads",
+        ),
+        pytest.param(
+            GuidanceConfig,
+            {"interval": [0.9, 0.1]},
+            r"guidance.interval=\[0.9, 0.1\]",
+            id="interval",
+        ),
+        pytest.param(SolverConfig, {"method": "heun3"}, "'euler', 'midpoint'", id="solver"),
+        pytest.param(
+            EmbeddingConfig,
+            {"source": "file"},
+            "path goes with source: file",
+            id="file without path",
+        ),
+        pytest.param(
+            EmbeddingConfig,
+            {"path": "x.csv"},
+            "path goes with source: file",
+            id="path without file",
+        ),
+        pytest.param(
+            OutputConfig,
+            {"cells_per_part": 1000, "cells_per_chunk": 128},
+            r"cells_per_part=1000 is not a multiple of output.cells_per_chunk=128; try 16384",
+            id="part of broken chunks",
+        ),
+        pytest.param(TransferConfig, {"target": {}}, "at least 1 item", id="no target"),
+        pytest.param(IngestConfig, {"inputs": []}, "at least 1 item", id="no input"),
+        pytest.param(
+            IngestConfig,
+            {"inputs": [{"path": "a"}, {"path": "a"}]},
+            "lists a path twice",
+            id="input twice",
+        ),
+        pytest.param(ConditionsConfig, {"columns": []}, "at least 1 item", id="no column"),
+        pytest.param(
+            ConditionsConfig,
+            {"columns": ["a", "b", "a"]},
+            "names a column twice",
+            id="column twice",
+        ),
+        pytest.param(
+            ConditionsConfig,
+            {"columns": ["a"], "held_out": [{"b": "1"}], "exclude": [{"c": "1"}]},
+            r"b, c stand in reference, held_out or exclude but not in conditions.columns \['a'\]",
+            id="foreign columns",
+        ),
+        pytest.param(
+            ConditionsConfig,
+            {"columns": ["a"], "exclude": [{}]},
+            "an empty combination in held_out or exclude would match every cell",
+            id="empty pattern",
+        ),
+    ],
+)
+def test_refused(section, values, text):
+    with pytest.raises(ValidationError, match=text):
+        section(**values)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: VaeConfig(backbone="mlp", n_heads=5), id="heads of an mlp"),
+        pytest.param(lambda: FlowConfig(backbone="mlp", n_heads=5), id="heads of an mlp flow"),
+        pytest.param(lambda: VaeConfig(latent_mask=(0.3, 0.3)), id="one share"),
+        pytest.param(lambda: SplitConfig(test=0, validation=0), id="all for training"),
+        pytest.param(lambda: EmbeddingConfig(source="file", path="x.csv"), id="file"),
+    ],
+)
+def test_accepted(make):
+    assert make()
+
+
+@pytest.mark.parametrize(
+    ("sections", "text"),
+    [
+        pytest.param(
+            {"cluster": {"n_workers": 3}},
+            r"n_lanes=4 is not a multiple of cluster.n_workers=3; use n_lanes: 12",
+            id="lanes over ranks",
+        ),
+        pytest.param(
+            {"vae": {"optim": {"cells_per_step": 250}}},
+            r"vae.optim.cells_per_step=250 is not a multiple of n_lanes .* = 4; try 248",
+            id="cells over lanes",
+        ),
+        pytest.param(
+            {"flow": {"optim": {"cells_per_step": 1, "n_accumulation": 2}}},
+            r"flow.optim.cells_per_step=1 is not .* = 8; try 8",
+            id="cells over accumulation",
+        ),
+    ],
+)
+def test_cells_divide_over_lanes_and_ranks(sections, text):
+    for root in (lambda: TrainJob(run=RUN, **sections), lambda: pipeline(**sections)):
+        with pytest.raises(ValidationError, match=text):
+            root()
+
+
+@pytest.mark.parametrize(
+    ("sections", "setting"),
+    [
+        ({"vae": {"encoder_columns": ["donor"]}}, "vae.encoder_columns"),
+        ({"vae": {"decoder_columns": ["donor"]}}, "vae.decoder_columns"),
+        ({"grid": {"columns": {"donor": "all"}}}, "grid.columns"),
+        ({"grid": {"include": [{"donor": "1"}]}}, "grid.include"),
+        ({"grid": {"exclude": [{"donor": "1"}]}}, "grid.exclude"),
+        ({"grid": {"guidance": {"columns": {"donor": 1.5}}}}, "grid.guidance.columns"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_pipeline_checks_names_before_anything_runs(sections, setting):
+    with pytest.raises(ValidationError, match=f"{setting} names donor, which conditions.columns"):
+        pipeline(**sections)
+    columns = {"columns": ["condition", "cell_type", "donor"]}
+    assert pipeline(**sections, conditions=columns)

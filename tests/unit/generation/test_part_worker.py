@@ -1,0 +1,137 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import zarr
+from tiny_atlas import GRID, N_PARTS, OUTPUT, begin, fill, stored
+from tiny_model import SUPPORT, save_tiny_model
+
+from save_dist.config.schema import GridConfig, OutputConfig
+from save_dist.core.errors import AtlasError
+from save_dist.generation.sampler import cell_seeds, sample_conditions
+from save_dist.generation.worker import PartWorker
+from save_dist.stores import atlas, receipts
+from save_dist.stores.bundle import load_bundle
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("worker") / "model"
+    save_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, model):
+    """A complete atlas, its parts written in order by one worker."""
+    path, plan = begin(tmp_path_factory.mktemp("finished"), model)
+    fill(path, model, range(N_PARTS))
+    atlas.finish(path)
+    return path, plan
+
+
+def test_columns_say_what_each_cell_is(finished):
+    path, plan = finished
+    group = zarr.open_group(path, mode="r")
+    rows = np.arange(plan.n_cells)
+    condition = rows // GRID.cells_per_condition
+    np.testing.assert_array_equal(group["obs/cell_type/codes"][:], condition // 2)
+    np.testing.assert_array_equal(group["obs/condition/codes"][:], condition % 2)
+    support = np.array([SUPPORT.get((c // 2, c % 2), 0) for c in condition])
+    np.testing.assert_array_equal(group["obs/n_train_cells"][:], support)
+    np.testing.assert_array_equal(group["obs/seen"][:], support > 0)
+    np.testing.assert_array_equal(group["obs/part"][:], rows // 32)
+    assert set(group["obs/route/codes"][:].tolist()) == {0}
+
+
+def test_cell_seeds_are_those_of_the_condition(finished, model):
+    path, _ = finished
+    bundle = load_bundle(model)
+    expected = cell_seeds(bundle, (1, 0), np.arange(15, dtype=np.int64), GRID.seed)
+    found = zarr.open_group(path, mode="r")["obs/cell_seed"][:]
+    np.testing.assert_array_equal(found[30:45], expected)
+    assert len(set(found.tolist())) == found.size
+
+
+def test_the_atlas_holds_the_cells_the_sampler_gives(tmp_path, model):
+    grid = GridConfig(cells_per_condition=32, seed=3)
+    path, plan = begin(tmp_path, model, grid=grid)
+    fill(path, model, [plan.n_parts - 1])
+    bundle = load_bundle(model)
+    cells = sample_conditions(
+        bundle,
+        np.array([[2, 1]]),
+        32,
+        seed=3,
+        guidance=grid.guidance,
+        solver=grid.solver,
+        cells_per_minibatch=OUTPUT.cells_per_minibatch,
+    )
+    group = zarr.open_group(path, mode="r")
+    np.testing.assert_array_equal(group["X"][-32:], cells.counts)
+
+
+@pytest.mark.parametrize("order", [(2, 1, 0), (1, 0, 2)])
+def test_any_order_leaves_the_same_bytes(tmp_path, finished, model, order):
+    path, _ = begin(tmp_path, model)
+    for part in order:
+        fill(path, model, [part])
+    atlas.finish(path)
+    assert stored(path) == stored(finished[0])
+
+
+def test_receipts_differ_in_time_alone(tmp_path, finished, model):
+    path, _ = begin(tmp_path, model)
+    for again in fill(path, model, range(N_PARTS)):
+        first = receipts.read_receipt(
+            finished[0], receipts.read_record(finished[0]), again.part, deep=True
+        )
+        assert again.digest == first.digest
+        assert dataclasses.replace(again, seconds=first.seconds) == first
+
+
+def test_cells_do_not_depend_on_the_parts_if_minibatches_agree(tmp_path, finished, model):
+    """Parts of 30 rows instead of 32: cells 0..30 fall into the same minibatches of 10."""
+    output = OutputConfig(cells_per_part=30, cells_per_chunk=10, cells_per_minibatch=10)
+    path, _ = begin(tmp_path, model, output=output)
+    fill(path, model, [0])
+    a, b = (zarr.open_group(p, mode="r") for p in (path, finished[0]))
+    np.testing.assert_array_equal(a["X"][:30], b["X"][:30])
+    np.testing.assert_array_equal(a["obs/cell_seed"][:30], b["obs/cell_seed"][:30])
+
+
+def test_a_finished_part_is_not_sampled_again(tmp_path, model, monkeypatch):
+    path, _ = begin(tmp_path, model)
+    worker = PartWorker(model, path)
+    first = worker.run(0)
+    monkeypatch.setattr(worker, "sample", lambda part: pytest.fail("sampled again"))
+    assert worker.run(0) == first
+
+
+def test_a_finished_part_with_altered_bytes_is_sampled_again(tmp_path, finished, model):
+    path, _ = begin(tmp_path, model)
+    worker = PartWorker(model, path)
+    for part in range(N_PARTS):
+        worker.run(part)
+    shard = path / "X/c/1/0"
+    data = bytearray(shard.read_bytes())
+    data[10] ^= 1
+    shard.write_bytes(data)
+    worker.run(1)
+    atlas.finish(path)
+    assert stored(path) == stored(finished[0])
+
+
+def test_another_model_is_refused_with_both_hashes(tmp_path, finished):
+    other = tmp_path / "model"
+    other_hash = save_tiny_model(other, seed=9)
+    model_hash = finished[1].model_hash
+    pattern = f"begun with model {model_hash}, .* is model {other_hash}; finish it with the first"
+    with pytest.raises(AtlasError, match=pattern):
+        PartWorker(other, finished[0])
+
+
+def test_evaluations_are_counted_over_minibatches(tmp_path, model):
+    path, _ = begin(tmp_path, model)
+    receipt = fill(path, model, [0])[0]
+    assert receipt.n_evaluations == 4 * 10  # 32 cells in minibatches of 10, midpoint with 5 steps

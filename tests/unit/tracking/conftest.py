@@ -1,0 +1,54 @@
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def template_db(tmp_path_factory):
+    """A migrated MLflow database: the first start on a new file takes seconds, a copy none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
+        import mlflow
+
+        path = tmp_path_factory.mktemp("mlflow") / "template.db"
+        mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def server(template_db, tmp_path):
+    """An own, empty MLflow database."""
+    path = tmp_path / "mlflow" / "mlflow.db"
+    path.parent.mkdir()
+    shutil.copy(template_db, path)
+    return Server(f"sqlite:///{path}")
+
+
+class Server:
+    """What an MLflow database holds, in plain values."""
+
+    def __init__(self, uri):
+        self.uri = uri
+
+    @property
+    def client(self):
+        import mlflow
+
+        return mlflow.MlflowClient(tracking_uri=self.uri)
+
+    def runs(self, experiment="test"):
+        found = self.client.get_experiment_by_name(experiment)
+        return self.client.search_runs([found.experiment_id], order_by=["start_time ASC"])
+
+    def run(self, stage, experiment="test"):
+        (run,) = [r for r in self.runs(experiment) if r.data.tags["stage"] == stage]
+        return run
+
+    def history(self, stage, key, experiment="test"):
+        points = self.client.get_metric_history(self.run(stage, experiment).info.run_id, key)
+        return sorted((point.step, point.value) for point in points)
+
+    def files(self, stage, folder=None):
+        listed = self.client.list_artifacts(self.run(stage).info.run_id, folder)
+        return sorted(item.path for item in listed)
