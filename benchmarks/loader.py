@@ -132,7 +132,7 @@ def simulate(args: argparse.Namespace) -> Iterator[CsrCounts]:
 
 
 def measure(atlas: Atlas, folder: Path, args: argparse.Namespace) -> list[Row]:
-    """Every loader in turn, several passes over the atlas, after one to warm up."""
+    """Every loader over the same plan."""
     plan = StreamPlan(
         atlas.index.n_cells,
         args.cells_per_step,
@@ -143,41 +143,47 @@ def measure(atlas: Atlas, folder: Path, args: argparse.Namespace) -> list[Row]:
     )
     with SomaSource(atlas.locator) as source:
         cache = ensure_cache(source, atlas.index, atlas.gene_positions, folder / "cache", 2**40)
-        packed = [read_pool(source, atlas, plan, pool) for pool in range(plan.n_pools_per_epoch)]
-    jobs: dict[str, Callable[[int], Any]] = {
-        DECODE: lambda epoch: decode(atlas, plan, epoch),
-        "the same, our settings": lambda epoch: decode_ours(atlas, plan, epoch),
-        "stream from SOMA": lambda epoch: stream(atlas, plan, epoch, None),
-        "stream from the packed cache": lambda epoch: stream(atlas, plan, epoch, cache),
-        "ceiling: packed pool in memory": lambda epoch: fill(atlas, plan, packed),
-    }
-    add_tiledbsoma_ml(jobs, atlas, plan)
-    for job in jobs.values():
-        job(0)
+        packed = [read_pool(source, atlas, pool) for pool in pool_positions(plan, 0)]
+    stream_args = (atlas.locator, atlas.index, atlas.gene_positions, plan)
+    with CellStream(*stream_args) as store, CellStream(*stream_args, cache=cache) as cached:
+        jobs: dict[str, Callable[[int], Any]] = {
+            DECODE: lambda epoch: decode(atlas, plan, epoch),
+            "the same, our settings": lambda epoch: decode_ours(atlas, plan, epoch),
+            "stream from SOMA": lambda epoch: stream(atlas, store, epoch),
+            "stream from the packed cache": lambda epoch: stream(atlas, cached, epoch),
+            "ceiling: packed pools in memory": lambda epoch: fill(atlas, packed),
+        }
+        add_tiledbsoma_ml(jobs, atlas, plan)
+        return time_all(jobs, plan.n_cells, args.repeats)
+
+
+def time_all(jobs: dict[str, Callable[[int], Any]], n_cells: int, n_repeats: int) -> list[Row]:
+    """Median over passes; jobs take turns, so that a busy moment does not hit one alone."""
     found: dict[str, list[tuple[float, float | None]]] = {name: [] for name in jobs}
-    for epoch in range(args.repeats):
+    for epoch in range(n_repeats + 1):
         for name, job in jobs.items():
             started = time.process_time()
             entropy = job(epoch)
-            found[name].append((plan.n_cells / (time.process_time() - started), entropy))
+            found[name].append((n_cells / (time.process_time() - started), entropy))
     return [
-        Row(name, statistics.median(f for f, _ in passes), passes[0][1])
+        Row(name, statistics.median(f for f, _ in passes[1:]), passes[0][1])
         for name, passes in found.items()
     ]
 
 
-def pool_positions(plan: StreamPlan, epoch: int, pool: int) -> np.ndarray:
-    """Cells of one pool over all lanes, [step cell]."""
-    lanes = [plan.pool_rows(epoch, pool, lane) for lane in range(plan.n_lanes)]
-    return np.concatenate(lanes, axis=1)
+def pool_positions(plan: StreamPlan, epoch: int) -> Iterator[np.ndarray]:
+    """Cells of each pool of an epoch over all lanes, [step cell]."""
+    n_steps = plan.n_steps_per_epoch
+    for stretch in plan.stretches(epoch * n_steps, (epoch + 1) * n_steps):
+        yield plan.rows_of(stretch, range(plan.n_lanes))
 
 
 def decode(atlas: Atlas, plan: StreamPlan, epoch: int) -> None:
     """One sorted read per pool with tiledbsoma as it comes, the Arrow tables thrown away."""
     with tiledbsoma.Experiment.open(atlas.locator.uri) as experiment:
         x = experiment.ms["RNA"].X["raw"]
-        for pool in range(plan.n_pools_per_epoch):
-            wanted = np.unique(pool_positions(plan, epoch, pool))
+        for positions in pool_positions(plan, epoch):
+            wanted = np.unique(positions)
             for _ in x.read(coords=(atlas.index.joinids[wanted],)).tables():
                 pass
 
@@ -185,20 +191,19 @@ def decode(atlas: Atlas, plan: StreamPlan, epoch: int) -> None:
 def decode_ours(atlas: Atlas, plan: StreamPlan, epoch: int) -> None:
     """The same with the buffer sizes and memory settings of `SomaSource`."""
     with SomaSource(atlas.locator) as source:
-        for pool in range(plan.n_pools_per_epoch):
-            wanted = np.unique(pool_positions(plan, epoch, pool))
+        for positions in pool_positions(plan, epoch):
+            wanted = np.unique(positions)
             for _ in source.read_entries(atlas.index.joinids[wanted]):
                 pass
 
 
-def stream(atlas: Atlas, plan: StreamPlan, epoch: int, cache: Path | None) -> float:
+def stream(atlas: Atlas, cells: CellStream, epoch: int) -> float:
     """One epoch; returns the batch entropy over datasets as a share of the atlas's own."""
-    entropies = []
-    first = epoch * plan.n_steps_per_epoch
-    args = (atlas.locator, atlas.index, atlas.gene_positions, plan)
-    with CellStream(*args, cache=cache) as cells:
-        for batch in cells.batches(first, first + plan.n_steps_per_epoch):
-            entropies.append(entropy_of(atlas.datasets[batch.positions]))
+    n_steps = cells.plan.n_steps_per_epoch
+    entropies = [
+        entropy_of(atlas.datasets[batch.positions])
+        for batch in cells.batches(epoch * n_steps, (epoch + 1) * n_steps)
+    ]
     return float(np.mean(entropies)) / entropy_of(atlas.datasets)
 
 
@@ -208,15 +213,14 @@ def entropy_of(labels: np.ndarray) -> float:
     return float(-np.sum(share[share > 0] * np.log(share[share > 0])))
 
 
-def read_pool(source: SomaSource, atlas: Atlas, plan: StreamPlan, pool: int) -> Any:
+def read_pool(source: SomaSource, atlas: Atlas, positions: np.ndarray) -> Any:
     """Packed cells of one pool, and the row of each cell of each step."""
-    positions = pool_positions(plan, 0, pool)
     wanted, rows = np.unique(positions, return_inverse=True)
     cells = PackedReader(source, atlas.gene_positions).read(atlas.index.joinids[wanted])
     return cells, rows.reshape(positions.shape)
 
 
-def fill(atlas: Atlas, plan: StreamPlan, packed: list[Any]) -> None:
+def fill(atlas: Atlas, packed: list[Any]) -> None:
     """Only the last stage: packed rows in memory -> matrices."""
     buffers = DenseBuffers()
     for cells, steps in packed:

@@ -24,6 +24,9 @@ _SETTINGS = {
 # of a private Ray alone: what its own processes say below this level stays in nobody's terminal
 _PRIVATE_SETTINGS = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 
+_outer: list[contextlib.ExitStack] = []
+"""Open `shared_session` blocks of this process."""
+
 
 @contextlib.contextmanager
 def session(config: ClusterConfig) -> Iterator[None]:
@@ -41,7 +44,29 @@ def session(config: ClusterConfig) -> Iterator[None]:
 
     if ray.is_initialized():
         yield
-        return
+    elif _outer:
+        _outer[-1].enter_context(_running(config))
+        yield
+    else:
+        with _running(config):
+            yield
+
+
+@contextlib.contextmanager
+def shared_session() -> Iterator[None]:
+    """Let the sessions within the block share one Ray, started by the first that needs it."""
+    with contextlib.ExitStack() as stack:
+        _outer.append(stack)
+        try:
+            yield
+        finally:
+            _outer.pop()
+
+
+@contextlib.contextmanager
+def _running(config: ClusterConfig) -> Iterator[None]:
+    import ray
+
     folder = tempfile.mkdtemp(prefix="sd-")  # short: Ray's socket paths end at 107 bytes
     try:
         _start(config, folder)
