@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import pandas as pd
 import tiledbsoma
 
 from save_dist.core.seeding import generator
@@ -31,7 +32,7 @@ from save_dist.data.source import SomaSource, StoreLocator
 from save_dist.data.splits import CellIndex
 from save_dist.data.stream import CellStream
 from save_dist.data.transforms import DenseBuffers, densify
-from save_dist.data.writer import StoreLayout, create_store, mark_complete, write_counts
+from save_dist.data.writer import StoreLayout, create_store, mark_complete, write_counts, write_obs
 
 CELLS_AT_ONCE = 2000
 DECODE = "pure decode of the same blocks"
@@ -96,6 +97,7 @@ def build_atlas(folder: Path, args: argparse.Namespace) -> Atlas:
     start = 0
     for block in simulate(args):
         write_counts(uri, block, start)
+        write_obs(uri, obs_of(block, start), {}, start)
         start += block.n_cells
     mark_complete(uri, {})
     joinids = np.arange(args.cells, dtype=np.int64)
@@ -106,6 +108,13 @@ def build_atlas(folder: Path, args: argparse.Namespace) -> Atlas:
     chosen = np.sort(generator(0, "vocabulary").permutation(args.genes)[: args.vocabulary])
     datasets = joinids * args.datasets // args.cells
     return Atlas(StoreLocator(str(uri)), index, chosen, datasets)
+
+
+def obs_of(block: CsrCounts, start: int) -> pd.DataFrame:
+    """What a store says about its cells."""
+    names = [f"c{i}" for i in range(start, start + block.n_cells)]
+    totals = np.add.reduceat(block.counts, block.indptr[:-1], dtype=np.int64)
+    return pd.DataFrame({"cell_id": names, "input": "simulated", "n_counts": totals})
 
 
 def simulate(args: argparse.Namespace) -> Iterator[CsrCounts]:
@@ -239,10 +248,13 @@ def add_tiledbsoma_ml(
         return
 
     def run(epoch: int) -> None:
+        axes = {
+            "obs_query": tiledbsoma.AxisQuery(coords=(atlas.index.joinids,)),
+            "var_query": tiledbsoma.AxisQuery(coords=(atlas.gene_positions,)),
+        }
         with tiledbsoma.Experiment.open(atlas.locator.uri) as experiment:
-            query = experiment.axis_query("RNA")
             cells = tiledbsoma_ml.ExperimentDataset(
-                query,
+                experiment.axis_query("RNA", **axes),
                 layer_name="raw",
                 batch_size=plan.cells_per_step,
                 io_batch_size=plan.steps_per_pool * plan.cells_per_step,
@@ -250,8 +262,8 @@ def add_tiledbsoma_ml(
                 shuffle_chunk_size=plan.rows_per_chunk,
                 seed=epoch,
             )
-            for _ in cells:
-                pass
+            n_read = sum(len(x) for x, _ in cells)
+        assert n_read == plan.n_cells, f"tiledbsoma-ml read {n_read} of {plan.n_cells} cells"
 
     jobs["tiledbsoma-ml (no logarithm)"] = run
 

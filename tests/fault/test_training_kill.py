@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from tiny_run import CONFIGS
@@ -18,6 +19,7 @@ from save_dist.tracking.tracker import read_records
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 N_STEPS = 800
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def command(run: Path) -> list[str]:
@@ -34,6 +36,7 @@ def command(run: Path) -> list[str]:
 
 def fork_of(tiny_run: Path, target: Path) -> Path:
     """A run folder in which ingest and blocks are done and nothing else."""
+    target.mkdir(exist_ok=True)
     for name in ("store.soma", "vocab"):
         shutil.copytree(tiny_run / name, target / name)
     for name in ("ingest", "blocks"):
@@ -66,22 +69,30 @@ def model_hash(run: Path) -> str:
     return result["stages"]["model_hash"]
 
 
-def test_killed_training_ends_with_the_undisturbed_model(tiny_run, tmp_path):
-    undisturbed, disturbed = (fork_of(tiny_run, tmp_path / name) for name in ("calm", "rough"))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command(undisturbed), check=True, env=environment, capture_output=True)
+@pytest.fixture(scope="module")
+def undisturbed(tiny_run, tmp_path_factory):
+    """Hash of the model that training gives when nobody interferes."""
+    run = fork_of(tiny_run, tmp_path_factory.mktemp("calm"))
+    subprocess.run(command(run), check=True, env=ENVIRONMENT, capture_output=True)
+    return model_hash(run)
 
-    first = subprocess.Popen(command(disturbed), env=environment, stdout=subprocess.DEVNULL)
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.chaos) for seed in range(1, 6))]
+)
+def test_killed_training_ends_with_the_undisturbed_model(tiny_run, tmp_path, undisturbed, seed):
+    """A worker at one random step, then the driver at a later one, then the same command."""
+    at_worker, more = np.random.default_rng(seed).integers([40, 30], [300, 200])
+    run = fork_of(tiny_run, tmp_path / "rough")
+    first = subprocess.Popen(command(run), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     try:
-        wait_for_step(disturbed, 100, first)
+        wait_for_step(run, at_worker, first)
         workers_of(first)[0].send_signal(signal.SIGKILL)
-        killed_at = last_step(disturbed)
-        wait_for_step(disturbed, killed_at + 100, first)
-        first.kill()
+        wait_for_step(run, last_step(run) + more, first)
     finally:
         first.kill()
         first.wait()
-    assert last_step(disturbed) < N_STEPS
+    assert last_step(run) < N_STEPS
 
-    subprocess.run(command(disturbed), check=True, env=environment, capture_output=True)
-    assert model_hash(disturbed) == model_hash(undisturbed)
+    subprocess.run(command(run), check=True, env=ENVIRONMENT, capture_output=True)
+    assert model_hash(run) == undisturbed

@@ -139,3 +139,11 @@ def test_shifted_control_moves_by_the_shift_and_stays_non_negative(real):
     np.testing.assert_allclose(moved.log, control.log + 0.5, rtol=1e-6)
     np.testing.assert_allclose(moved.pca, space.place(moved.log, None).pca)
     assert baselines.shifted(control, -100 * up, space).log.max() == 0
+
+
+def test_gaussian_of_one_component():
+    rng = np.random.default_rng(0)
+    pool = Sample(rng.normal(3, 2, (400, 1)).astype(np.float32), None, None)
+    made = baselines.gaussian(pool, None, 5000, rng).pca
+    assert made.mean() == pytest.approx(3, abs=0.3)
+    assert made.std() == pytest.approx(2, rel=0.1)

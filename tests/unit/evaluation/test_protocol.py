@@ -152,8 +152,9 @@ def test_held_out_baselines_know_nothing_of_held_out_cells(world, real, score, p
         assert before == after  # of the candidate's own cells alone
 
 
-def test_missing_combinations_are_named(world, score):
+def test_missing_combinations_are_named(world, score, caplog):
     scores = score(world.table([(0, 0), (1, 1)], 60, seed=4))
+    assert "event=combinations_not_generated n=4" in caplog.text
     assert len(scores.combinations) == 2
     assert {"condition": "stim", "cell_type": "T"} in scores.missing
     assert len(scores.missing) == 4

@@ -131,7 +131,7 @@ def test_report_of_small_combinations_alone(perfect, tmp_path):
     assert "None of the 5 combinations has enough cells" in text
     assert "(not averaged)" in text
     assert "Training" not in [t.strip() for t in page.text]
-    assert scores_table(scores).row_count == 4  # distances without a column
+    assert scores_table(scores).row_count == 0
 
 
 def test_missing_combinations_are_listed(perfect, tmp_path):
@@ -166,8 +166,16 @@ def test_table_for_the_terminal(perfect):
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(scores_table(perfect))
     text = console.export_text()
-    for words in ("seen: generated", "held out: control cells", "Energy distance, score"):
+    for words in (
+        "seen: generated",
+        "held-out: generated",
+        "control cells",
+        "additive shift",
+        "energy s",
+    ):
         assert words in text
+    energy = perfect.seen.normalised["generated"]["energy"].mean
+    assert f"{energy:.3f}" in text
 
 
 @pytest.mark.parametrize(

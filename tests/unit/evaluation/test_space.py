@@ -117,3 +117,9 @@ def table(counts, n_columns=2):
 def test_tables_that_do_not_fit_are_refused(tables, error, says):
     with pytest.raises(error, match=says):
         check_tables(tables, n_columns=2)
+
+
+def test_equal_cells_still_have_a_scale():
+    space, _ = fit_space(table(np.ones((60, 4), "u2")), 2, seed=0)
+    assert space.median_squared > 0
+    assert space.explained == 0
