@@ -1,25 +1,15 @@
-from typing import NamedTuple
-
 import numpy as np
 import pytest
-from helpers_soma import CENSUS, OURS, encoded_counts, gapped_joinids, index_of, make_store
-
-from save_dist.data.source import StoreLocator
-from save_dist.data.splits import CellIndex
-
-N_STORE_GENES = 90
-
-
-class Cells(NamedTuple):
-    """A store, an index of most of its cells, and a vocabulary that is out of store order."""
-
-    locator: StoreLocator
-    index: CellIndex
-    gene_positions: np.ndarray
-
-    def counts_of(self, joinids):
-        """What the vocabulary counts of these cells must be."""
-        return encoded_counts(joinids, N_STORE_GENES)[:, self.gene_positions]
+from helpers_soma import (
+    CENSUS,
+    N_STORE_GENES,
+    OURS,
+    Cells,
+    encoded_counts,
+    gapped_joinids,
+    index_of,
+    make_store,
+)
 
 
 @pytest.fixture(
