@@ -32,6 +32,9 @@ _ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes the UI open an experiment on its runs, not on the traces of language models."""
+
 
 def default_uri(run_dir: Path) -> str:
     """The database used when no server is named: one file in the run folder."""
@@ -188,7 +191,8 @@ class _Link:
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
             try:
-                return str(client.create_experiment(self.experiment, self._artifact_root()))
+                root = self._artifact_root()
+                return str(client.create_experiment(self.experiment, root, tags=_KIND))
             except MlflowException:  # another job made it in between
                 found = client.get_experiment_by_name(self.experiment)
                 if found is None:

@@ -159,6 +159,7 @@ def test_mlflow_has_the_run_and_its_stages(tiny_run):
 
     client = mlflow.MlflowClient(f"sqlite:///{tiny_run / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("save")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     found = client.search_runs([experiment.experiment_id])
     parent = next(run for run in found if "mlflow.parentRunId" not in run.data.tags)
     children = {r.info.run_name: r for r in found if r.info.run_id != parent.info.run_id}
