@@ -4,6 +4,7 @@ The only place where logging is configured, signals are caught and exit codes ar
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -17,10 +18,12 @@ from typing import Annotated
 
 import typer
 
+from save_dist.cluster import submit as submission
+from save_dist.cluster.jobs import RayJobs
 from save_dist.config import schema
 from save_dist.config.load import JOBS, config_hash, dump_yaml, load, read_yaml, resolved
 from save_dist.core.durable import write_bytes, write_json
-from save_dist.core.errors import InfrastructureError, PartialError, SaveDistError
+from save_dist.core.errors import ConfigError, InfrastructureError, PartialError, SaveDistError
 from save_dist.core.paths import RunPaths
 from save_dist.pipelines import verbs
 from save_dist.pipelines.context import Context, Summary
@@ -90,6 +93,44 @@ def sync(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 def verify(atlas: Annotated[Path, typer.Argument(help="RUN/atlas.zarr")]) -> None:
     """Exit code 4 if a part is missing or altered."""
     raise typer.Exit(_ending(partial(verbs.verify, atlas), {"verb": "verify"}))
+
+
+@app.command(help="Run a job on a Ray cluster: start it, or join the same one if it runs.")
+def submit(
+    verb: Annotated[str, typer.Argument(help=f"One of {', '.join(JOBS)}.")],
+    config: ConfigOption,
+    set_: SetOption = [],  # noqa: B006
+    address: Annotated[
+        str | None, typer.Option(help="Dashboard, http://HEAD:8265; default: RAY_ADDRESS.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job and end with its exit code.")] = True,
+    driver_cpus: Annotated[
+        float, typer.Option(help="CPUs the driver reserves on any node; 0: it runs on the head.")
+    ] = 0.0,
+) -> None:
+    """The job's log goes to stderr; stdout carries the summary alone."""
+    summary: Summary = {"verb": "submit"}
+
+    def work() -> Summary:
+        job = _checked_verb(verb)
+        sent = submission.prepare(job, load(JOBS[job], config, set_), Path.cwd())
+        client = RayJobs(address)
+        started = submission.start(job, sent, client, driver_cpus=driver_cpus)
+        summary.update(dataclasses.asdict(started), run_dir=str(sent.run.dir))
+        if not wait:
+            return {"status": "submitted"}
+        result = submission.follow(client, started.submission_id, sys.stderr.write)
+        summary.update(job=result.summary)
+        submission.raise_failure(result, started.submission_id)
+        return {}
+
+    raise typer.Exit(_ending(work, summary))
+
+
+def _checked_verb(verb: str) -> str:
+    if verb not in JOBS:
+        raise ConfigError(f"{verb!r} is no job; choose one of {', '.join(JOBS)}")
+    return verb
 
 
 def main() -> None:
