@@ -25,12 +25,14 @@ from save_dist.config.load import JOBS, config_hash, dump_yaml, load, read_yaml,
 from save_dist.core.durable import write_bytes, write_json
 from save_dist.core.errors import ConfigError, InfrastructureError, PartialError, SaveDistError
 from save_dist.core.paths import RunPaths
+from save_dist.pipelines import doctor as physician
+from save_dist.pipelines import status as progress_of
 from save_dist.pipelines import verbs
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.provenance import provenance
 from save_dist.tracking.mlflow import Mirror
 from save_dist.tracking.mlflow import sync as replay
-from save_dist.tracking.progress import make_progress, print_summary
+from save_dist.tracking.progress import make_progress, print_summary, render_table
 from save_dist.tracking.tracker import open_journal
 
 logger = logging.getLogger(__name__)
@@ -123,6 +125,39 @@ def submit(
         summary.update(job=result.summary)
         submission.raise_failure(result, started.submission_id)
         return {}
+
+    raise typer.Exit(_ending(work, summary))
+
+
+@app.command(help="Check machine, cluster and configuration before a job runs on them.")
+def doctor(
+    config: Annotated[Path | None, typer.Option(help="Configuration of the job.")] = None,
+    set_: SetOption = [],  # noqa: B006
+    verb: Annotated[
+        str | None, typer.Option(help="Job of the configuration; default: the name of the file.")
+    ] = None,
+) -> None:
+    """One line per check, with the remedy; exit code 5 if one forbids starting."""
+    summary: Summary = {"verb": "doctor"}
+
+    def work() -> Summary:
+        found = physician.doctor(config, verb, set_)
+        sys.stdout.write(render_table(physician.table(found)))
+        summary.update(checks=[dataclasses.asdict(check) for check in found])
+        return physician.report(found)
+
+    raise typer.Exit(_ending(work, summary))
+
+
+@app.command(help="How far a run is; reads its files only, so it may be running.")
+def status(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Stages, steps, parts, pace and time left."""
+    summary: Summary = {"verb": "status"}
+
+    def work() -> Summary:
+        found = progress_of.status(run)
+        sys.stdout.write(render_table(progress_of.table(found)))
+        return {"run": dataclasses.asdict(found)}
 
     raise typer.Exit(_ending(work, summary))
 
