@@ -156,6 +156,7 @@ def status(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
     def work() -> Summary:
         found = progress_of.status(run)
+        sys.stdout.write(f"{progress_of.headline(found)}\n")
         sys.stdout.write(render_table(progress_of.table(found)))
         return {"run": dataclasses.asdict(found)}
 

@@ -90,11 +90,19 @@ def status(root: Path, now_s: float | None = None) -> RunStatus:
     )
 
 
+def headline(found: RunStatus) -> str:
+    """The run in one line."""
+    parts = [f"{found.run_dir}: {found.state}", f"attempt {found.attempt + 1}"]
+    if found.n_failures:
+        parts.append(f"{found.n_failures} ended early")
+    if found.silent_s is not None:
+        parts.append(f"last sign of life {duration(found.silent_s)} ago")
+    return ", ".join(parts) + (f"\n{found.error}" if found.error else "")
+
+
 def table(found: RunStatus) -> Table:
     """One row per stage."""
-    silent = "" if found.silent_s is None else f", last sign of life {duration(found.silent_s)} ago"
-    title = f"{found.run_dir}: {found.state}, attempt {found.attempt}{silent}"
-    drawn = Table("stage", "state", "done", "kept", "cells/s", "left", title=title)
+    drawn = Table("stage", "state", "done", "kept", "cells/s", "left")
     for s in found.stages:
         done = f"{s.done} of {s.total} {s.unit}" if s.total else ""
         pace = f"{s.cells_per_s:.0f}" if s.cells_per_s else ""

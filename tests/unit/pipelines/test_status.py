@@ -16,7 +16,7 @@ from save_dist.core.errors import DataError
 from save_dist.core.paths import RunPaths
 from save_dist.pipelines.status import status
 from save_dist.stores.receipts import AtlasRecord, receipt_path, receipts_folder
-from save_dist.tracking.tracker import open_journal
+from save_dist.tracking.tracker import Journal, open_journal
 
 TINY = Path(__file__).resolve().parents[3] / "configs" / "tiny"
 
@@ -40,7 +40,7 @@ def checkpoint(paths, stage, step):
 def train_points(paths, stage, *steps):
     for step in steps:
         values = {"train/loss": 1.0, "data/cells_per_s": 640.0}
-        open_journal(paths.metrics).child(stage).metrics(values, step)
+        Journal(paths.metrics, stage).metrics(values, step)
 
 
 def atlas(paths, written):
@@ -156,5 +156,6 @@ def test_cli_prints_stages_and_json(paths):
     done = CliRunner().invoke(cli.app, ["status", str(paths.root)])
     assert done.exit_code == 0
     assert "30 of 60 steps" in done.stdout
+    assert f"{paths.root}: running, attempt 1, last sign of life 0." in done.stdout
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["run"]["state"] == "running"
