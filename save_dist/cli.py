@@ -22,12 +22,13 @@ from save_dist.cluster import submit as submission
 from save_dist.cluster.jobs import RayJobs
 from save_dist.config import schema
 from save_dist.config.load import JOBS, config_hash, dump_yaml, load, read_yaml, resolved
+from save_dist.core import lease
 from save_dist.core.durable import write_bytes, write_json
 from save_dist.core.errors import ConfigError, InfrastructureError, PartialError, SaveDistError
 from save_dist.core.paths import RunPaths
 from save_dist.pipelines import doctor as physician
+from save_dist.pipelines import schedule, verbs
 from save_dist.pipelines import status as progress_of
-from save_dist.pipelines import verbs
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.provenance import provenance
 from save_dist.tracking.mlflow import Mirror
@@ -127,6 +128,26 @@ def submit(
         return {}
 
     raise typer.Exit(_ending(work, summary))
+
+
+@app.command("schedule-tick", help="Make the atlas of the present model and grid if it is missing.")
+def schedule_tick(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: B006
+    """What a timer runs: safe at any time, and twice at once."""
+    summary: Summary = {"verb": "schedule-tick"}
+
+    def work() -> Summary:
+        asked = load(schema.GenerateJob, config, set_)
+        tick = schedule.look(asked)
+        summary.update(run_dir=str(tick.paths.root), plan_hash=tick.plan_hash)
+        if tick.is_complete:
+            return {"did": "nothing: the atlas is complete"}
+        with lease.hold(tick.lease) as is_ours:
+            if not is_ours:
+                return {"did": "nothing: another run makes this atlas"}
+            schedule.take_model(tick, RunPaths(asked.run.dir).model)
+            return {"did": "generated", "stages": _execute("generate", tick.config)}
+
+    raise typer.Exit(_ending(work, summary, writes_result=True))
 
 
 @app.command(help="Check machine, cluster and configuration before a job runs on them.")

@@ -6,6 +6,7 @@ and the network do into our errors.
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ FINAL = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 SILENCE_S = 10.0
 """A quiet log yields an empty text this often, so that its reader can look at the state."""
 
+_CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 HOW_TO_AUTHENTICATE = (
     "the cluster asks for a token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE (or "
     "RAY_AUTH_TOKEN) on both sides, here and where the cluster was started, with the same token"
@@ -91,6 +97,8 @@ class RayJobs:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         from ray.job_submission import JobSubmissionClient
 
+        for name in _CHATTY:  # they speak of uploads and sockets on every call
+            logging.getLogger(name).setLevel(logging.WARNING)
         named = next((os.environ[v] for v in ADDRESS_VARIABLES if os.environ.get(v)), None)
         self.address = address or named or DEFAULT_ADDRESS
         with _translated(self.address), _without_variables(if_=address is not None):

@@ -38,6 +38,8 @@ LOST_AFTER_S = 120.0
 MOST_TAKEN = 20
 SUMMARY_LINES = 100
 """The summary of a job stands in the last lines of its log; others may follow it."""
+OVERLAP = 500
+"""Characters by which the end of what was shown is found again in the whole log."""
 PASSED_ON = ("SAVE_DIST_LOG",)
 _FAILURES: dict[int, type[SaveDistError]] = {
     error.exit_code: error for error in (ConfigError, DataError, PartialError, InfrastructureError)
@@ -186,11 +188,13 @@ def raise_failure(result: Outcome, submission_id: str) -> None:
 
 
 class _Tail:
-    """Shows each character of a log once, however often the log is opened anew."""
+    """Shows each piece of a log once, however often the log is opened anew."""
 
     def __init__(self, client: JobClient, submission_id: str, show: Callable[[str], object]):
         self._client, self._id, self._show = client, submission_id, show
         self._n_shown = 0
+        self._last = ""
+        """The last characters shown."""
 
     def run(self) -> None:
         """Until the log ends, breaks, or the job has ended while it was quiet."""
@@ -199,23 +203,31 @@ class _Tail:
             if not text and self._client.state(self._id).is_final:
                 return
             position += len(text)
-            self._show_beyond(text, position)
+            new = position - self._n_shown
+            if new > 0:
+                self._show_new(text[-new:])
+                self._n_shown = position
 
     def rest(self) -> str:
-        """Show what has not been shown; returns the whole log, empty if it is lost."""
+        """Show what has not been shown; returns the whole log, empty if it is lost.
+
+        The whole log may hold lines that following it leaves out, so that positions in the two
+        differ; what was shown last tells where to go on.
+        """
         try:
             log = self._client.logs(self._id)
         except InfrastructureError as e:
             logger.warning("event=job_log_lost reason=%r", str(e))
             return ""
-        self._show_beyond(log, len(log))
+        place = log.rfind(self._last) if self._last else 0
+        if place >= 0:
+            self._show_new(log[place + len(self._last) :])
         return log
 
-    def _show_beyond(self, text: str, end: int) -> None:
-        new = end - self._n_shown
-        if new > 0:
-            self._show(text[-new:])
-            self._n_shown = end
+    def _show_new(self, text: str) -> None:
+        if text:
+            self._show(text)
+            self._last = (self._last + text)[-OVERLAP:]
 
 
 def _newest(jobs: list[JobState], base: str) -> tuple[int, JobState | None]:

@@ -7,7 +7,7 @@ said here is what would be kept if the job died now.
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def status(root: Path, now_s: float | None = None) -> RunStatus:
         n_failures=_failures(records),
         silent_s=_silence(paths, records, now),
         error="" if state in ("running", "done") else str(result.get("error", "")),
-        stages=tuple(known[name] for name in STAGES if name in known),
+        stages=_in_order(known, is_running=state == "running"),
     )
 
 
@@ -109,6 +109,16 @@ def table(found: RunStatus) -> Table:
         left = "" if s.eta_s is None else duration(s.eta_s)
         drawn.add_row(s.stage, s.state, done, str(s.durable) if s.total else "", pace, left)
     return drawn
+
+
+def _in_order(known: Mapping[str, StageStatus], *, is_running: bool) -> tuple[StageStatus, ...]:
+    """The stages as they follow each other; of a running job, the first that waits is running."""
+    stages = [known[name] for name in STAGES if name in known]
+    if is_running and all(stage.state != "running" for stage in stages):
+        first = next((n for n, stage in enumerate(stages) if stage.state == "waiting"), None)
+        if first is not None:
+            stages[first] = replace(stages[first], state="running")
+    return tuple(stages)
 
 
 def _state(records: list[Record]) -> str:

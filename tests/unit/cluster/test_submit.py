@@ -98,6 +98,14 @@ def test_tail_that_dies_early_is_not_the_end():
     assert shown == "line 1\nline 2\n"
 
 
+def test_lines_that_only_the_whole_log_has_repeat_nothing():
+    whole = "Runtime env is set up\nline 1\nline 2\nlast\n"
+    client = FakeJobs(
+        [state("RUNNING"), state("SUCCEEDED", 0)], whole, tails=["line 1\n", "line 2\n"]
+    )
+    assert follow(client)[1] == "line 1\nline 2\nlast\n"
+
+
 def test_quiet_tail_of_an_ended_job_is_left():
     client = FakeJobs([state("RUNNING"), state("SUCCEEDED", 0)], tails=["", "never read"])
     result, shown = follow(client)

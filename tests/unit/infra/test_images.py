@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.unit.infra.kustomize import ROOT
-from tests.unit.infra.versions import pinned, ray_version
+from infra_kustomize import ROOT
+from infra_versions import pinned, ray_version
 
 MAIN = ROOT / "infra" / "docker" / "Dockerfile"
 MLFLOW = ROOT / "infra" / "compose" / "mlflow" / "Dockerfile"

@@ -6,16 +6,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import infra_rules as rules
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from infra_kustomize import KUBERAY, ROOT, read, render
+from infra_versions import ray_version
 
 from save_dist.config.load import load
 from save_dist.config.schema import GenerateJob
-from tests.unit.infra import rules
-from tests.unit.infra.kustomize import KUBERAY, ROOT, read, render
-from tests.unit.infra.versions import ray_version
 
 SCHEMAS = Path(__file__).parent / "schemas"
 CRDS = ROOT.parent / "shared" / "schemas" / "kuberay"
@@ -258,14 +258,15 @@ def test_settings_of_the_cron_job_are_a_valid_configuration(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "job", [d for d in RAY if d["kind"] != "RayCluster"], ids=lambda d: d["kind"]
+    "document", [d for d in RAY if d["kind"] != "RayCluster"], ids=lambda d: d["kind"]
 )
-def test_entry_points_name_jobs_and_configurations_of_the_image(job):
-    (spec,) = rules.job_specs(job)
+def test_entry_points_name_jobs_and_configurations_of_the_image(document):
+    (spec,) = rules.job_specs(document)
     program, verb, option, config = spec["entrypoint"].split()
     assert (program, option) == ("save-dist", "--config")
     place = Path(config).relative_to("/opt/save-dist")
-    assert place.stem == verb and (ROOT / place).is_file()
+    job = {"schedule-tick": "generate"}.get(verb, verb)
+    assert place.stem == job and (ROOT / place).is_file()
 
 
 def test_all_files_are_used():

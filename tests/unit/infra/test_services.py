@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 import yaml
+from infra_kustomize import ROOT
 
 from save_dist.config.load import JOBS
-from tests.unit.infra.kustomize import ROOT
 
 INFRA = ROOT / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose" / "compose.yaml").read_text())

@@ -64,7 +64,7 @@ def test_fresh_run_has_stages_done_and_waiting(paths):
     assert states == {
         "ingest": "done",
         "blocks": "done",
-        "vae": "waiting",
+        "vae": "running",
         "flow": "waiting",
         "generate": "waiting",
         "evaluate": "waiting",

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.unit.infra.kustomize import ROOT
+from infra_kustomize import ROOT
 
 
 def pinned(package: str) -> str:
