@@ -138,8 +138,9 @@ def make_vae(preset: Preset) -> tuple[Vae, Cells]:
     if config.latent_mask is not None:
         n_tokens = config.latent_dim // config.latent_token_width
         hidden = (torch.rand(n_cells, n_tokens) < 0.3).to(DEVICE)
-    tensors = tuple(x.to(DEVICE) for x in (log_x, counts, codes, noise))
-    return vae, Cells(*tensors, hidden_tokens=hidden)
+    return vae, Cells(
+        log_x.to(DEVICE), counts.to(DEVICE), codes.to(DEVICE), noise.to(DEVICE), hidden
+    )
 
 
 def elbo(vae: Network, cells: Cells) -> Tensor:

@@ -93,9 +93,12 @@ def sync(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
 
 @app.command(help="Check every byte of an atlas against its receipts and plan.")
-def verify(atlas: Annotated[Path, typer.Argument(help="RUN/atlas.zarr")]) -> None:
+def verify(
+    atlas: Annotated[Path, typer.Argument(help="RUN/atlas.zarr")],
+    mend: Annotated[bool, typer.Option(help="Make bad parts missing for `generate`.")] = False,
+) -> None:
     """Exit code 4 if a part is missing or altered."""
-    raise typer.Exit(_ending(partial(verbs.verify, atlas), {"verb": "verify"}))
+    raise typer.Exit(_ending(partial(verbs.verify, atlas, mend=mend), {"verb": "verify"}))
 
 
 @app.command(help="Run a job on a Ray cluster: start it, or join the same one if it runs.")
@@ -236,7 +239,7 @@ def _ending(work: Callable[[], Summary], summary: Summary, *, writes_result: boo
         sys.stderr.write(traceback.format_exc())
     summary |= {"exit_code": code, "seconds": round(time.monotonic() - started, 1)}
     if writes_result and "run_dir" in summary:
-        with contextlib.suppress(OSError):  # the summary is on stdout as well
+        with contextlib.suppress(InfrastructureError):  # the summary is on stdout as well
             write_json(RunPaths(Path(summary["run_dir"])).result, summary)
     print_summary(summary)
     return code
@@ -244,7 +247,7 @@ def _ending(work: Callable[[], Summary], summary: Summary, *, writes_result: boo
 
 def _execute(verb: str, config: schema.JobConfig) -> Summary:
     paths = RunPaths(config.run.dir)
-    _prepare(paths, config)
+    write_bytes(paths.config, dump_yaml(config).encode())  # fails now if the folder takes no files
     journal = open_journal(paths.metrics)
     context = Context(paths, journal, make_progress())
     identity = config_hash(config)
@@ -253,17 +256,6 @@ def _execute(verb: str, config: schema.JobConfig) -> Summary:
         journal.tags({"verb": verb, "config_hash": identity} | provenance(paths))
         journal.artifact(paths.config)
         return verbs.RUN[verb](config, context)
-
-
-def _prepare(paths: RunPaths, config: schema.JobConfig) -> None:
-    """The run folder must take files before anything is computed."""
-    try:
-        write_bytes(paths.config, dump_yaml(config).encode())
-    except OSError as e:
-        raise InfrastructureError(
-            f"run.dir={paths.root} cannot be written: {e}; choose another folder or fix "
-            "permissions and space"
-        ) from e
 
 
 @contextlib.contextmanager

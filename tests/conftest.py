@@ -72,3 +72,33 @@ def ray_session():
         finally:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_cells(tmp_path_factory):
+    """A simulated data set of 1,200 cells."""
+    from save_dist.pipelines.verbs import simulate
+
+    path = tmp_path_factory.mktemp("cells") / "cells.h5ad"
+    simulate(path, cells=1200, genes=200, interaction=0.0, seed=0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, tiny_cells, ray_session):
+    """A run folder in which the whole tiny pipeline has run; tests must not change it."""
+    from tiny_run import CONFIGS, settings
+
+    from save_dist.cli import run_job
+
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    tracked = {"tracking.backend": "mlflow"}
+    code = run_job("pipeline", CONFIGS / "pipeline.yaml", settings(run, tiny_cells, **tracked))
+    assert code == 0, (run / "result.json").read_text()
+    return run
+
+
+@pytest.fixture
+def tiny_copy(tiny_run, tmp_path):
+    """A copy of the tiny run, for tests that run jobs in it."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "tiny"))

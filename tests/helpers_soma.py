@@ -99,3 +99,18 @@ def _options(layout, n_genes):
         capacity=layout.capacity,
         allows_duplicates=layout.duplicates,
     )
+
+
+N_STORE_GENES = 90
+
+
+class Cells(NamedTuple):
+    """A store, an index of most of its cells, and a vocabulary that is out of store order."""
+
+    locator: StoreLocator
+    index: CellIndex
+    gene_positions: np.ndarray
+
+    def counts_of(self, joinids):
+        """What the vocabulary counts of these cells must be."""
+        return encoded_counts(joinids, N_STORE_GENES)[:, self.gene_positions]

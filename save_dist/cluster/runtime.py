@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -23,6 +24,10 @@ _SETTINGS = {
 }
 # of a private Ray alone: what its own processes say below this level stays in nobody's terminal
 _PRIVATE_SETTINGS = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
+_BANNER = b"Set ray log level from environment variable"
+
+_outer: list[contextlib.ExitStack] = []
+"""Open `shared_session` blocks of this process."""
 
 
 @contextlib.contextmanager
@@ -41,14 +46,56 @@ def session(config: ClusterConfig) -> Iterator[None]:
 
     if ray.is_initialized():
         yield
-        return
+    elif _outer:
+        _outer[-1].enter_context(_running(config))
+        yield
+    else:
+        with _running(config):
+            yield
+
+
+@contextlib.contextmanager
+def shared_session() -> Iterator[None]:
+    """Let the sessions within the block share one Ray, started by the first that needs it."""
+    with contextlib.ExitStack() as stack:
+        _outer.append(stack)
+        try:
+            yield
+        finally:
+            _outer.pop()
+
+
+@contextlib.contextmanager
+def _running(config: ClusterConfig) -> Iterator[None]:
+    import ray
+
     folder = tempfile.mkdtemp(prefix="sd-")  # short: Ray's socket paths end at 107 bytes
     try:
-        _start(config, folder)
+        with _without_banner():
+            _start(config, folder)
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _without_banner() -> Iterator[None]:
+    """Ray's C++ core says on stderr that it was told to be quiet; everything else passes."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(before, 2)
+            os.close(before)
+            caught.seek(0)
+            for line in caught:
+                if _BANNER not in line:
+                    os.write(2, line)
 
 
 def is_private(config: ClusterConfig) -> bool:

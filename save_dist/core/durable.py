@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         InfrastructureError: if the disk refuses (full, read-only); `path` is untouched.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = _aside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as file:
@@ -73,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as e:
-        raise CheckpointError(f"{path} does not exist; run the job that writes it") from e
+        raise CheckpointError(f"{path} does not exist; run the job that writes it first") from e
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise CheckpointError(f"{path} is not valid JSON ({e}); remove it and run again") from e
     if not isinstance(value, dict):
@@ -93,8 +94,7 @@ def publish_folder(target: Path, about: dict[str, Any]) -> Iterator[Path]:
         InfrastructureError: if the disk refuses (full, read-only); `target` is untouched.
     """
     assert "files" not in about, "the manifest keeps its digests there"
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = _aside(target)
     try:
         recover_folder(target)
         aside.mkdir(parents=True)
@@ -133,7 +133,7 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError):  # a read-only disk: report the folder as it stands
         recover_folder(folder)
     if not folder.exists():
-        raise CheckpointError(f"{folder} does not exist; run the job that writes it")
+        raise CheckpointError(f"{folder} does not exist; run the job that writes it first")
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(f"{folder} has no {MANIFEST}: it was never completed; remove it")
     manifest = read_json(folder / MANIFEST)
@@ -167,6 +167,11 @@ def _swap(aside: Path, target: Path) -> None:
         raise
     _sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    """A name of this call alone: on a shared disk, workers of two hosts may have one pid."""
+    return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
 def _old(target: Path) -> Path:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -132,10 +132,10 @@ class _Job:
 
 
 def _is_current(target: Path, key: str, source: SomaSource) -> bool:
-    """Whether a sound cache stands there, of a store that has not changed since in size."""
+    """Whether a sound cache stands there, of a store that was not written since."""
     if not (target / MANIFEST).is_file() or open_cache(target, key) is None:
         return False
-    return bool(read_json(target / MANIFEST)["n_store_entries"] == source.n_entries)
+    return bool(read_json(target / MANIFEST).get("store_version") == source.version)
 
 
 def _check(path: Path, key: str) -> None:
@@ -168,7 +168,7 @@ def _write(job: _Job, target: Path, room: int, dtype: type) -> None:
         _DoesNotFitError: if the files outgrow `room`, or the disk refuses.
         _TooWideError: if a number does not fit `dtype`.
     """
-    about: dict[str, Any] = {"key": job.key, "n_store_entries": job.source.n_entries}
+    about: dict[str, Any] = {"key": job.key, "store_version": job.source.version}
     try:
         with publish_folder(target, about) as aside:
             _write_arrays(job, aside, room, dtype)
@@ -220,7 +220,7 @@ class _GrowingArray:
         self._file = path.open("wb")
         self._write_header()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "_GrowingArray":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -41,15 +41,15 @@ class ObsRules:
             ConfigError: if a column is asked for whose name the store uses itself.
             DataError: if the label table is missing or has no key column.
         """
-        columns = [*conditions.columns, *config.obs_columns]
+        marked = [config.markers.column] if config.markers else []
+        columns = [*conditions.columns, *config.obs_columns, *marked]
         if own := [c for c in columns if c in _RESERVED or c.startswith("soma_")]:
             raise ConfigError(
                 f"columns {', '.join(own)} are written by the ingest itself; leave them out of "
-                "conditions.columns and ingest.obs_columns, or rename them in the files"
+                "conditions.columns, ingest.obs_columns and ingest.markers.column, or rename them"
             )
-        has_table = config.labels is not None
         table = read_labels(config.labels, config.labels_key) if config.labels else None
-        marker_column = config.markers.column if config.markers and not has_table else None
+        marker_column = config.markers.column if config.markers and table is None else None
         return cls(
             conditions=tuple(c for c in conditions.columns if c != "input"),
             others=tuple(c for c in config.obs_columns if c != "input"),

@@ -4,7 +4,7 @@ A store yields Arrow columns of 20 bytes an entry over all its genes; one pass o
 4 bytes an entry. Pools in memory and the cache on disk share this form.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import numba
 import numpy as np
@@ -93,9 +93,9 @@ class _Packer:
     def add(self, entries: Entries) -> None:
         """Pack what one Arrow batch holds; nothing of it is kept."""
         n = entries.joinids.size
-        self._entries = _grown(self._entries, self._state[_State.N_ENTRIES] + n)
-        self._rows = _grown(self._rows, self._state[_State.N_RUNS] + n)
-        self._stops = _grown(self._stops, self._state[_State.N_RUNS] + n)
+        self._entries = _grown(self._entries, int(self._state[_State.N_ENTRIES]) + n)
+        self._rows = _grown(self._rows, int(self._state[_State.N_RUNS]) + n)
+        self._stops = _grown(self._stops, int(self._state[_State.N_RUNS]) + n)
         bad = self._pack(entries)
         if bad >= 0 and self._entries.dtype == np.uint16 and 2**16 <= entries.counts[bad] < 2**32:
             self._entries = self._entries.astype(np.uint32)
@@ -154,6 +154,7 @@ def _grown(array: ndarray, n_rows: int) -> ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
+@no_type_check
 def _pack(
     ids: ndarray,
     columns: ndarray,
@@ -204,6 +205,7 @@ def _pack(
 
 
 @numba.njit(cache=True, nogil=True)
+@no_type_check
 def _count(rows: ndarray, stops: ndarray, indptr: ndarray) -> None:
     """Add the length of every run to its row, one place further on."""
     start = 0
@@ -213,6 +215,7 @@ def _count(rows: ndarray, stops: ndarray, indptr: ndarray) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
+@no_type_check
 def _by_row(entries: ndarray, rows: ndarray, stops: ndarray, indptr: ndarray) -> ndarray:
     """The entries again, every run behind what its row already has."""
     out = np.empty_like(entries)
@@ -228,6 +231,7 @@ def _by_row(entries: ndarray, rows: ndarray, stops: ndarray, indptr: ndarray) ->
 
 
 @numba.njit(cache=True, nogil=True)
+@no_type_check
 def _first_repeat(indptr: ndarray, entries: ndarray, last_row: ndarray) -> int:
     """The first row that holds a gene twice, or -1."""
     for row in range(indptr.size - 1):

@@ -7,26 +7,33 @@ global step never depend on how many ranks there are. Nothing here grows with th
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
+import numba
 import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
 from save_dist.core.errors import ConfigError, DataError
-from save_dist.core.seeding import cell_keys, generator
+from save_dist.core.seeding import cell_keys, counter_uniform, generator
 
 # With four, neighbouring chunks still tend to stay neighbours; with eight a chi-square is flat.
 _N_ROUNDS = 8
 
 
-class StepPlace(NamedTuple):
-    """Where a global step stands: the epoch, the pool in the epoch, the step in the pool."""
+class Stretch(NamedTuple):
+    """Consecutive steps of one pool."""
 
+    step: int
+    """First global step, counted from the start of training."""
     epoch: int
     pool: int
-    step: int
+    """Pool within the epoch."""
+    first: int
+    """Place of the first step in the pool."""
+    n_steps: int
 
 
 @dataclass(frozen=True)
@@ -85,19 +92,17 @@ class StreamPlan:
         in_pool = self.chunks_per_pool * self.rows_per_chunk // self.cells_per_step
         return min(max(in_pool, 1), self.n_steps_per_epoch)
 
-    @property
-    def n_pools_per_epoch(self) -> int:
-        """Pools of one epoch."""
-        return math.ceil(self.n_steps_per_epoch / self.steps_per_pool)
-
-    def place_of(self, step: int) -> StepPlace:
-        """Epoch, pool and step in the pool of a global step counted from the start of training."""
-        epoch, step_in_epoch = divmod(step, self.n_steps_per_epoch)
-        return StepPlace(epoch, *divmod(step_in_epoch, self.steps_per_pool))
-
-    def n_steps_in(self, pool: int) -> int:
-        """Steps of one pool of an epoch."""
-        return min(self.steps_per_pool, self.n_steps_per_epoch - pool * self.steps_per_pool)
+    def stretches(self, start_step: int = 0, stop_step: int | None = None) -> Iterator[Stretch]:
+        """Cut global steps start_step..stop_step where pools end; None goes on for ever."""
+        step = start_step
+        while stop_step is None or step < stop_step:
+            epoch, step_in_epoch = divmod(step, self.n_steps_per_epoch)
+            pool, first = divmod(step_in_epoch, self.steps_per_pool)
+            n_steps = self._n_steps_in(pool) - first
+            if stop_step is not None:
+                n_steps = min(n_steps, stop_step - step)
+            yield Stretch(step, epoch, pool, first, n_steps)
+            step += n_steps
 
     def lanes_of(self, rank: int, world_size: int) -> tuple[int, ...]:
         """Lanes of one rank: rank, rank + world_size, ...
@@ -112,14 +117,23 @@ class StreamPlan:
             )
         return tuple(range(rank, self.n_lanes, world_size))
 
+    def rows_of(self, stretch: Stretch, lanes: Sequence[int]) -> Int64[ndarray, "step cell"]:
+        """Positions in the index that `lanes` take in each step of a stretch, lane by lane."""
+        steps = slice(stretch.first, stretch.first + stretch.n_steps)
+        rows = [self.pool_rows(stretch.epoch, stretch.pool, lane)[steps] for lane in lanes]
+        return np.concatenate(rows, axis=1)
+
     def pool_rows(self, epoch: int, pool: int, lane: int) -> Int64[ndarray, "step cell"]:
         """Positions in the index that `lane` takes in each step of a pool, already shuffled."""
-        n_steps = self.n_steps_in(pool)
+        n_steps = self._n_steps_in(pool)
         n_mine = n_steps * self.cells_per_lane
         start = pool * self.steps_per_pool * self.cells_per_step + lane * n_mine
         shuffle = generator(self.seed, "pool", epoch, pool, lane).permutation(n_mine)
         positions = self._epoch_order(epoch, start, start + n_mine)[shuffle]
         return positions.reshape(n_steps, self.cells_per_lane)
+
+    def _n_steps_in(self, pool: int) -> int:
+        return min(self.steps_per_pool, self.n_steps_per_epoch - pool * self.steps_per_pool)
 
     def _epoch_order(self, epoch: int, start: int, stop: int) -> Int64[ndarray, " cell"]:
         """Cells at places start..stop of the epoch's order; past its end it begins again."""
@@ -169,27 +183,30 @@ def permute(
     A Feistel network on the two digits of a number in base ~sqrt(n_items); images that fall
     outside are sent through again (cycle walking), which fewer than one in sqrt(n_items) needs.
     """
-    base = math.ceil(n_items / (math.isqrt(n_items - 1) + 1))
+    base = math.isqrt(n_items - 1) + 1
     high_base = math.ceil(n_items / base)
-    images = _rounds(items, base, high_base, seed, epoch)
-    while (outside := images >= n_items).any():
-        images[outside] = _rounds(images[outside], base, high_base, seed, epoch)
+    round_keys = cell_keys(seed, "chunk_order", epoch, np.arange(_N_ROUNDS))
+    images = np.empty(items.size, dtype=np.int64)
+    _permute(items, n_items, base, high_base, round_keys, images)
     return images
 
 
-def _rounds(
-    items: Int64[ndarray, " item"], base: int, high_base: int, seed: int, epoch: int
-) -> Int64[ndarray, " item"]:
-    high, low = np.divmod(items, base)
-    for i in range(0, _N_ROUNDS, 2):
-        high = (high + _digits(low, high_base, seed, epoch, i)) % high_base
-        low = (low + _digits(high, base, seed, epoch, i + 1)) % base
-    return high * base + low
-
-
-def _digits(
-    items: Int64[ndarray, " item"], base: int, seed: int, epoch: int, i: int
-) -> Int64[ndarray, " item"]:
-    """A hash of each item below `base`."""
-    keys = cell_keys(seed, "chunk_order", epoch * _N_ROUNDS + i, items)
-    return (keys % np.uint64(base)).astype(np.int64)
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _permute(
+    items: ndarray, n_items: int, base: int, high_base: int, round_keys: ndarray, images: ndarray
+) -> None:
+    """Add to either digit in turn a hash of the other one."""
+    for i in range(items.size):
+        image = items[i]
+        while True:
+            high, low = image // base, image % base
+            for j in range(0, round_keys.size, 2):
+                shift = counter_uniform(round_keys[j], np.uint64(low)) * high_base
+                high = (high + np.int64(shift)) % high_base
+                shift = counter_uniform(round_keys[j + 1], np.uint64(high)) * base
+                low = (low + np.int64(shift)) % base
+            image = high * base + low
+            if image < n_items:
+                break
+        images[i] = image

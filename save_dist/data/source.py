@@ -6,6 +6,7 @@ Knows nothing of minibatches, orders or ranks; `stream` decides which rows to as
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ import tiledbsoma
 from jaxtyping import Int64
 from numpy import ndarray
 
+from save_dist.core.durable import digest
 from save_dist.core.errors import DataError, InfrastructureError
+from save_dist.core.memory import keep_freed_memory
 from save_dist.data.csr import CsrCounts as CsrCounts
 from save_dist.data.csr import CsrPiece, assemble, rows_of, sort_rows
 
@@ -29,9 +32,11 @@ ORIGIN_KEY = "save_dist_label_origin"
 """Experiment metadata: JSON of obs column -> origin of its labels."""
 
 _X_COLUMNS = ("soma_dim_0", "soma_dim_1", "soma_data")
-# Bytes of one Arrow column. Small ones are taken from memory that is warm already; with larger
-# ones more than half of a read goes into page faults. Remote stores pay a round trip per table.
-_LOCAL_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 2 * 2**20, 64 * 2**20
+# Local stores are read in portions whose tiles and Arrow columns find memory that is warm already:
+# in one large read more than half of the time goes into page faults. A remote store pays a round
+# trip for each, so it is asked for everything at once.
+_ENTRIES_PER_READ = 2**20
+_LOCAL_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 4 * 2**20, 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,9 @@ class SomaSource:
 
     def __init__(self, locator: StoreLocator) -> None:
         self.locator = locator
-        self._experiment: Any = _open(locator)
+        self._is_remote = "://" in locator.uri and not locator.uri.startswith("file://")
+        self._entries_per_cell = 1024.0
+        self._experiment: Any = _open(locator, self._is_remote)
         self._check_complete()
         self._ms: Any = self._member(self._experiment.ms, locator.measurement, "measurement")
         self._x: Any = self._member(self._ms.X, locator.layer, "layer")
@@ -97,9 +104,12 @@ class SomaSource:
         return int(self._experiment.obs.count)
 
     @property
-    def n_entries(self) -> int:
-        """Stored entries of the matrix, from its metadata."""
-        return int(self._x.nnz)
+    def version(self) -> str | None:
+        """Digest of what has been written into the matrix; None for a remote store."""
+        if self._is_remote:
+            return None
+        fragments = Path(self._x.uri.removeprefix("file://")) / "__fragments"
+        return digest(sorted(p.name for p in fragments.iterdir()))
 
     @property
     def label_origin(self) -> dict[str, str]:
@@ -170,7 +180,7 @@ class SomaSource:
         return csr
 
     def read_entries(self, joinids: Int64[ndarray, " cell"]) -> Iterator[Entries]:
-        """Stored entries of the given cells over all genes, as they come; one read.
+        """Stored entries of the given cells over all genes, as they come.
 
         Args:
             joinids: strictly ascending.
@@ -178,8 +188,20 @@ class SomaSource:
         Raises:
             InfrastructureError: if the store cannot be read.
         """
-        if joinids.size == 0:
-            return
+        start = 0
+        while start < joinids.size:
+            n_cells = joinids.size
+            if not self._is_remote:
+                n_cells = max(1, int(_ENTRIES_PER_READ / self._entries_per_cell))
+            part = joinids[start : start + n_cells]
+            n_entries = 0
+            for entries in self._read_part(part):
+                n_entries += entries.joinids.size
+                yield entries
+            self._entries_per_cell = max(1.0, n_entries / part.size)
+            start += part.size
+
+    def _read_part(self, joinids: ndarray) -> Iterator[Entries]:
         is_range = joinids[-1] - joinids[0] + 1 == joinids.size
         ids = slice(int(joinids[0]), int(joinids[-1])) if is_range else joinids
         try:
@@ -218,8 +240,8 @@ class SomaSource:
         return table
 
 
-def _open(locator: StoreLocator) -> Any:
-    is_remote = "://" in locator.uri and not locator.uri.startswith("file://")
+def _open(locator: StoreLocator, is_remote: bool) -> Any:
+    keep_freed_memory()
     config = {
         "soma.init_buffer_bytes": _REMOTE_BUFFER_BYTES if is_remote else _LOCAL_BUFFER_BYTES,
         # Else every read ends by handing its memory back, and the next one faults it in again.

@@ -1,165 +1,203 @@
-"""Two streaming passes over the training cells: which genes to model, then what they look like.
+"""Two passes over the training cells: all store genes to choose the vocabulary, then its moments.
 
-The first pass sees every gene of the store and normalises by the cell's whole library. The second
-sees the chosen genes only, normalised as the networks see them. Memory does not grow with the
-number of cells; sums are kept in float64.
+Both work on the entries that are there; a zero costs nothing. Sums are in double precision, and
+moments are those of the population (divided by the number of cells).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import no_type_check
 
 import numba
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 from numpy import ndarray
 
 from save_dist.config.schema import GenesConfig
 from save_dist.core.errors import DataError
-from save_dist.data.packed import PackedCells
 from save_dist.data.scan import scan
-from save_dist.data.source import SomaSource, StoreLocator
+from save_dist.data.source import SomaSource
 from save_dist.data.splits import CellIndex
-from save_dist.data.transforms import LIBRARY_SCALE, densify, log_of
-
-Progress = Callable[[int], None]
-CELLS_AT_ONCE = 1024
-"""Rows made dense together for the covariance."""
+from save_dist.data.transforms import LIBRARY_SCALE, log_of
 
 
-class GeneStatistics(NamedTuple):
-    """All genes of a store over some cells."""
+@dataclass(frozen=True)
+class GeneStatistics:
+    """Every gene of the store over the given cells; logs are log1p of counts per 1e4."""
 
     n_cells: int
     n_cells_expressing: Int64[ndarray, " gene"]
+    """Cells with at least one count."""
     mean_log: Float64[ndarray, " gene"]
-    """Mean of log1p of counts scaled to 1e4 of the whole library."""
     var_log: Float64[ndarray, " gene"]
-    """Variance of the same (population, not sample)."""
+    max_count: Int64[ndarray, " gene"]
     mean_count: Float64[ndarray, " gene"]
 
 
-class VocabularyStatistics(NamedTuple):
-    """The chosen genes over some cells; log_x as the networks see it."""
+@dataclass(frozen=True)
+class VocabularyStatistics:
+    """The chosen genes over the given cells; log_x as in `transforms`, over these genes alone."""
 
     n_cells: int
     mean_log: Float64[ndarray, " gene"]
-    max_log: Float64[ndarray, " gene"]
-    """Largest log_x, the max-abs scale; 1 for a gene without counts."""
-    covariance: Float64[ndarray, "gene gene"]
-    """Covariance of log_x (population)."""
+    max_log: Float32[ndarray, " gene"]
+    """Largest log_x, the scale that maps expression into [0, 1]; 1 for a gene never counted."""
     mean_count: Float64[ndarray, " gene"]
+    covariance: Float64[ndarray, "gene gene"] | None
+    """Of log_x; None if it was not asked for."""
 
 
-def gene_statistics(
-    locator: StoreLocator, index: CellIndex, *, progress: Progress | None = None
-) -> GeneStatistics:
-    """Mean and variance of every gene of the store over the cells of `index`.
+def gene_statistics(source: SomaSource, index: CellIndex) -> GeneStatistics:
+    """One pass over the cells of `index` and all genes, normalised by the whole library.
 
-    Raises:
-        DataError: if there are fewer than two cells.
-    """
-    _require_cells(index)
-    with SomaSource(locator) as source:
-        n_genes = source.n_genes
-        sums = np.zeros((3, n_genes))
-        n_expressing = np.zeros(n_genes, dtype=np.int64)
-        for start, cells in scan(source, index, np.arange(n_genes, dtype=np.int64)):
-            _add_genes(cells.indptr, cells.entries, sums, n_expressing)
-            _tell(progress, start + cells.n_cells)
-    mean_log, mean_square, mean_count = sums / index.n_cells
-    var_log = np.maximum(mean_square - mean_log**2, 0.0)
-    return GeneStatistics(index.n_cells, n_expressing, mean_log, var_log, mean_count)
-
-
-def select_genes(statistics: GeneStatistics, config: GenesConfig) -> Int64[ndarray, " chosen"]:
-    """Store positions of the genes to model, ascending.
-
-    The genes of largest variance of log-normalised expression, among those that enough cells
-    express; ties go to the earlier gene.
+    Args:
+        source: open store; nobody else may read from it meanwhile.
+        index: cells to look at, those of the training split.
 
     Raises:
-        DataError: if no gene is left.
+        DataError: if there are no cells, or the store holds something that is no count.
     """
-    known = np.flatnonzero(statistics.n_cells_expressing >= max(1, config.min_cells))
-    if known.size == 0:
-        raise DataError(
-            f"no gene is counted in {config.min_cells} of {statistics.n_cells} training cells; "
-            "lower genes.min_cells or check the input"
-        )
-    order = np.argsort(-statistics.var_log[known], kind="stable")
-    chosen: ndarray = np.sort(known[order[: config.n_top]])
-    return chosen
-
-
-def vocabulary_statistics(
-    locator: StoreLocator,
-    index: CellIndex,
-    gene_positions: Int64[ndarray, " gene"],
-    *,
-    progress: Progress | None = None,
-) -> VocabularyStatistics:
-    """Scale factors and covariance of the chosen genes over the cells of `index`.
-
-    Raises:
-        DataError: if there are fewer than two cells.
-    """
-    _require_cells(index)
-    n_genes = gene_positions.size
-    total, n_counts, largest = np.zeros(n_genes), np.zeros(n_genes), np.zeros(n_genes)
-    products = np.zeros((n_genes, n_genes))
-    with SomaSource(locator) as source:
-        for start, cells in scan(source, index, gene_positions):
-            for rows in _slices(cells):
-                dense = densify(cells, rows, n_genes)
-                products += dense.log_x.T @ dense.log_x
-                total += dense.log_x.sum(0, dtype=np.float64)
-                n_counts += dense.counts.sum(0, dtype=np.float64)
-                np.maximum(largest, dense.log_x.max(0), out=largest)
-            _tell(progress, start + cells.n_cells)
-    mean = total / index.n_cells
-    return VocabularyStatistics(
+    _refuse_empty(index)
+    sums = np.zeros((source.n_genes, 3), dtype=np.float64)
+    tallies = np.zeros((source.n_genes, 2), dtype=np.int64)
+    for block in scan(source, index, np.arange(source.n_genes)):
+        _add_genes(*block.cells, sums, tallies)
+    mean_log, mean_square, mean_count = sums.T / index.n_cells
+    return GeneStatistics(
         n_cells=index.n_cells,
-        mean_log=mean,
-        max_log=np.where(largest > 0, largest, 1.0),
-        covariance=products / index.n_cells - np.outer(mean, mean),
-        mean_count=n_counts / index.n_cells,
+        n_cells_expressing=tallies[:, 0].copy(),
+        mean_log=mean_log,
+        var_log=np.maximum(mean_square - mean_log**2, 0),
+        max_count=tallies[:, 1].copy(),
+        mean_count=mean_count,
     )
 
 
-def _require_cells(index: CellIndex) -> None:
-    if index.n_cells < 2:
+def select_genes(
+    statistics: GeneStatistics, ids: Sequence[str], config: GenesConfig
+) -> Int64[ndarray, " chosen"]:
+    """Store columns of the genes to model, ascending: those of largest variance of log expression.
+
+    Args:
+        statistics: of the training cells.
+        ids: gene names by store column; they decide between genes of equal variance.
+        config: how many genes, and in how many cells each must be counted.
+
+    Raises:
+        DataError: if no gene is counted in enough cells.
+    """
+    eligible = np.flatnonzero(statistics.n_cells_expressing >= config.min_cells)
+    if eligible.size == 0:
         raise DataError(
-            f"{index.n_cells} training cells; statistics need at least 2. Check "
-            "conditions.held_out, conditions.exclude and the split"
+            f"no gene is counted in genes.min_cells={config.min_cells} of the "
+            f"{statistics.n_cells} training cells (at most in "
+            f"{statistics.n_cells_expressing.max(initial=0)}); lower genes.min_cells"
+        )
+    names = np.asarray(ids)[eligible]
+    by_variance = np.lexsort((names, -statistics.var_log[eligible]))
+    return np.sort(eligible[by_variance[: config.n_top]])
+
+
+def vocabulary_statistics(
+    source: SomaSource,
+    index: CellIndex,
+    gene_positions: Int64[ndarray, " gene"],
+    *,
+    with_covariance: bool = True,
+) -> VocabularyStatistics:
+    """One pass over the cells of `index` and the chosen genes.
+
+    The covariance costs half the square of a cell's entries per cell, and 8 bytes per pair of
+    genes of memory.
+
+    Args:
+        source: open store; nobody else may read from it meanwhile.
+        index: cells to look at, those of the training split.
+        gene_positions: store columns of the vocabulary genes.
+        with_covariance: whether the covariance is wanted.
+
+    Raises:
+        DataError: if there are no cells, or the store holds something that is no count.
+    """
+    _refuse_empty(index)
+    n_genes, n_cells = gene_positions.size, index.n_cells
+    sums = np.zeros((n_genes, 2), dtype=np.float64)
+    max_log = np.zeros(n_genes, dtype=np.float32)
+    products = np.zeros((n_genes, n_genes) if with_covariance else (0, 0), dtype=np.float64)
+    for block in scan(source, index, gene_positions):
+        _add_vocabulary(*block.cells, sums, max_log, products)
+    mean_log, mean_count = sums.T / n_cells
+    max_log[max_log == 0] = 1
+    covariance = _covariance(products, mean_log, n_cells) if with_covariance else None
+    return VocabularyStatistics(n_cells, mean_log, max_log, mean_count, covariance)
+
+
+def _covariance(
+    products: Float64[ndarray, "gene gene"], mean_log: Float64[ndarray, " gene"], n_cells: int
+) -> Float64[ndarray, "gene gene"]:
+    """Covariance from sums of products, each pair of genes summed on either side; in place."""
+    diagonal = np.diag(products).copy()
+    products += products.T.copy()
+    np.fill_diagonal(products, diagonal)
+    products /= n_cells
+    for gene in range(mean_log.size):
+        products[gene] -= mean_log[gene] * mean_log
+    return products
+
+
+def _refuse_empty(index: CellIndex) -> None:
+    if index.n_cells == 0:
+        raise DataError(
+            "there are no training cells: every cell is excluded, held out or kept for testing; "
+            "lower split.test and split.validation, or hold out less"
         )
 
 
-def _slices(cells: PackedCells) -> list[Int64[ndarray, " cell"]]:
-    rows = np.arange(cells.n_cells, dtype=np.int64)
-    return np.array_split(rows, max(1, -(-cells.n_cells // CELLS_AT_ONCE)))
-
-
-def _tell(progress: Progress | None, n_done: int) -> None:
-    if progress is not None:
-        progress(n_done)
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _add_genes(indptr: ndarray, entries: ndarray, sums: ndarray, tallies: ndarray) -> None:
+    """Add cells to sums of log, log squared, count, and to tallies of cells, largest count."""
+    for cell in range(indptr.size - 1):
+        row = entries[indptr[cell] : indptr[cell + 1]]
+        total = 0
+        for i in range(row.shape[0]):
+            total += row[i, 1]
+        if total == 0:
+            continue
+        factor = LIBRARY_SCALE / total
+        for i in range(row.shape[0]):
+            gene, count = row[i, 0], row[i, 1]
+            value = log_of(count, factor)
+            sums[gene, 0] += value
+            sums[gene, 1] += value * value
+            sums[gene, 2] += count
+            tallies[gene, 0] += count > 0
+            tallies[gene, 1] = max(tallies[gene, 1], count)
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_genes(
-    indptr: np.ndarray, entries: np.ndarray, sums: np.ndarray, n_expressing: np.ndarray
+@no_type_check
+def _add_vocabulary(
+    indptr: ndarray, entries: ndarray, sums: ndarray, max_log: ndarray, products: ndarray
 ) -> None:
-    """Add every cell's log expression, its square and its counts to the genes' sums."""
+    """Add cells to sums of log and count, to maxima, and to products of gene pairs if wanted."""
+    values = np.empty(max_log.size, dtype=np.float64)
     for cell in range(indptr.size - 1):
-        library = 0
-        for i in range(indptr[cell], indptr[cell + 1]):
-            library += entries[i, 1]
-        if library == 0:
+        row = entries[indptr[cell] : indptr[cell + 1]]
+        total = 0
+        for i in range(row.shape[0]):
+            total += row[i, 1]
+        if total == 0:
             continue
-        factor = LIBRARY_SCALE / library
-        for i in range(indptr[cell], indptr[cell + 1]):
-            gene, count = entries[i, 0], entries[i, 1]
-            value = log_of(count, factor)
-            sums[0, gene] += value
-            sums[1, gene] += value * value
-            sums[2, gene] += count
-            n_expressing[gene] += 1
+        factor = LIBRARY_SCALE / total
+        for i in range(row.shape[0]):
+            gene = row[i, 0]
+            values[i] = log_of(row[i, 1], factor)
+            sums[gene, 0] += values[i]
+            sums[gene, 1] += row[i, 1]
+            max_log[gene] = max(max_log[gene], np.float32(values[i]))
+        if products.size > 0:
+            for i in range(row.shape[0]):
+                line = products[row[i, 0]]
+                for j in range(i + 1):
+                    line[row[j, 0]] += values[i] * values[j]

@@ -1,18 +1,17 @@
 """Shuffled minibatches from the store or its cache, the same for any number of ranks.
 
 1. The plan says which cells each lane takes in each step of a pool.
-2. One thread reads the pool of all the rank's lanes in ONE sorted read and packs it, while the
-   pool before is used.
+2. One thread reads the cells of all the rank's lanes for a pool, sorted, and packs them, while
+   the pool before is used.
 3. Each step's cells become matrices in one kernel.
 """
 
 import contextlib
-import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, no_type_check
 
 import numba
 import numpy as np
@@ -21,14 +20,11 @@ from numpy import ndarray
 
 from save_dist.data.cache import cache_key, open_cache
 from save_dist.data.packed import PackedCells, PackedReader
-from save_dist.data.partition import StepPlace, StreamPlan
+from save_dist.data.partition import StreamPlan, Stretch
 from save_dist.data.prefetch import Prefetcher
-from save_dist.data.scan import scan
 from save_dist.data.source import SomaSource, StoreLocator
 from save_dist.data.splits import CellIndex
 from save_dist.data.transforms import DenseBuffers, densify
-
-logger = logging.getLogger(__name__)
 
 _ENTRIES_PER_PAGE = 1024
 
@@ -50,14 +46,6 @@ class CellBatch(NamedTuple):
     """log1p of counts scaled to 1e4 per cell; 0 for a cell without counts."""
     library: Float32[ndarray, " cell"]
     """Counts of the cell over the vocabulary genes."""
-
-
-class _Stretch(NamedTuple):
-    """Steps step..step+n_steps, all of one pool."""
-
-    step: int
-    place: StepPlace
-    n_steps: int
 
 
 class _Pool(NamedTuple):
@@ -101,17 +89,18 @@ class CellStream:
         self._n_genes = gene_positions.size
         self._buffers = DenseBuffers()
         self._prefetcher = Prefetcher("cell-stream")
-        key = cache_key(locator, index, gene_positions)
-        cached = None if cache is None else open_cache(cache, key)
+        cached = None
+        if cache is not None:
+            cached = open_cache(cache, cache_key(locator, index, gene_positions))
         self.is_cached = cached is not None
         """Whether cells come from the cache."""
         self._reader: _FromCache | _FromStore
-        if cached is not None:
-            self._reader = _FromCache(cached)
-        else:
+        if cached is None:
             self._reader = _FromStore(locator, index, gene_positions)
+        else:
+            self._reader = _FromCache(cached)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "CellStream":
         return self
 
     def __exit__(
@@ -148,7 +137,7 @@ class CellStream:
             DataError: if the store holds something that is no count.
             InfrastructureError: if the store cannot be read.
         """
-        stretches = _stretches(self.plan, start_step, stop_step)
+        stretches = self.plan.stretches(start_step, stop_step)
         loads = (partial(self._load, stretch) for stretch in stretches)
         step = start_step
         with contextlib.closing(self._prefetcher.run(loads)) as pools:
@@ -157,11 +146,8 @@ class CellStream:
                     yield self._batch(step, pool.cells, rows, positions)
                     step += 1
 
-    def _load(self, stretch: _Stretch) -> _Pool:
-        epoch, pool, first = stretch.place
-        taken = slice(first, first + stretch.n_steps)
-        by_lane = [self.plan.pool_rows(epoch, pool, lane)[taken] for lane in self.lanes]
-        positions = np.concatenate(by_lane, axis=1)
+    def _load(self, stretch: Stretch) -> _Pool:
+        positions = self.plan.rows_of(stretch, self.lanes)
         try:
             return _Pool(*self._reader.read(positions), positions)
         except Exception as e:
@@ -211,19 +197,8 @@ class _FromCache:
         """Nothing to release: consumers may still use the mapped pages."""
 
 
-def _stretches(plan: StreamPlan, start_step: int, stop_step: int | None) -> Iterator[_Stretch]:
-    """Cut start_step..stop_step where pools end."""
-    step = start_step
-    while stop_step is None or step < stop_step:
-        place = plan.place_of(step)
-        n_steps = plan.n_steps_in(place.pool) - place.step
-        if stop_step is not None:
-            n_steps = min(n_steps, stop_step - step)
-        yield _Stretch(step, place, n_steps)
-        step += n_steps
-
-
 @numba.njit(cache=True, nogil=True)
+@no_type_check
 def _touch(indptr: ndarray, entries: ndarray, rows: ndarray) -> int:
     """Read one number from every page the rows stand on; what it returns means nothing."""
     total = 0
@@ -231,29 +206,3 @@ def _touch(indptr: ndarray, entries: ndarray, rows: ndarray) -> int:
         for i in range(indptr[row], indptr[row + 1], _ENTRIES_PER_PAGE):
             total += entries[i, 0]
     return total
-
-
-def scan_batches(
-    source: SomaSource,
-    index: CellIndex,
-    gene_positions: Int64[ndarray, " gene"],
-    *,
-    cells_per_batch: int = 1024,
-) -> Generator[CellBatch, None, None]:
-    """All cells of `index` once, in its order, as minibatches without lanes; the last is shorter.
-
-    Args:
-        source: open store; nobody else may read from it before the pass ends.
-        index: cells to read.
-        gene_positions: store columns of the vocabulary genes.
-        cells_per_batch: cells of one minibatch.
-    """
-    buffers, step = DenseBuffers(), 0
-    for block in scan(source, index, gene_positions, rows_per_read=16 * cells_per_batch):
-        for first in range(0, block.cells.n_cells, cells_per_batch):
-            rows = np.arange(first, min(first + cells_per_batch, block.cells.n_cells))
-            at = block.start + rows
-            dense = densify(block.cells, rows, gene_positions.size, buffers)
-            codes = index.codes[at].astype(np.int64)
-            yield CellBatch(step, (), at, np.asarray(index.joinids[at]), codes, *dense)
-            step += 1

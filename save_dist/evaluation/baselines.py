@@ -113,7 +113,8 @@ def gaussian(
     mean = pool.pca.mean(axis=0, dtype=np.float64)
     if shift is not None:
         mean = mean + shift
-    values, vectors = np.linalg.eigh(np.cov(pool.pca.astype(np.float64), rowvar=False))
+    covariance = np.atleast_2d(np.cov(pool.pca.astype(np.float64), rowvar=False))
+    values, vectors = np.linalg.eigh(covariance)
     scale = np.sqrt(np.maximum(values, 0.0))
     draws = mean + (rng.standard_normal((n, len(scale))) * scale) @ vectors.T
     return Sample(draws.astype(np.float32), None, None)

@@ -32,7 +32,9 @@ class GeneProfile(NamedTuple):
 class Change(NamedTuple):
     """How well a predicted change of gene means against the reference matches the real one.
 
-    Slope: regression of the predicted on the real change through 0; below 1 is too weak.
+    Slope: regression of the predicted on the real change through 0; below 1 is too weak. It is
+    NaN where most of the real change is sampling noise. The others keep the noise of both sides:
+    read them beside the floor.
     """
 
     slope: float
@@ -127,6 +129,7 @@ def compare_change(
     generated: Float64[ndarray, " gene"],
     real_control: Float64[ndarray, " gene"],
     generated_control: Float64[ndarray, " gene"],
+    noise: float,
 ) -> Change:
     """Change of the gene means against the reference condition.
 
@@ -136,13 +139,15 @@ def compare_change(
         real_control: means of real reference cells, for the real change.
         generated_control: means of *other* real reference cells, for the generated change:
             sharing the cells would share their noise and flatter the correlation.
+        noise: sum over genes of the sampling variance of the real change. It is taken off the
+            power of the real change, which would otherwise dilute the slope of few cells.
     """
     truth, found = real - real_control, generated - generated_control
-    power = float(truth @ truth)
+    power = float(truth @ truth) - noise
     top = np.argsort(-np.abs(truth), kind="stable")
     found_top = np.argsort(-np.abs(found), kind="stable")[:N_TOP]
     return Change(
-        slope=float(truth @ found) / power if power > 0 else float("nan"),
+        slope=float(truth @ found) / power if power > noise else float("nan"),
         pcc=pearson(truth, found),
         spearman=pearson(ranks(truth), ranks(found)),
         r2=r2(truth, found),

@@ -34,11 +34,13 @@ class Reference:
     Args:
         column: name of the column.
         test_mean: mean log profile of real test cells at the reference.
+        test_noise: sum over genes of the sampling variance of `test_mean`.
         train_mean: mean log profile of training cells at the reference.
     """
 
     column: str
     test_mean: Float64[ndarray, " gene"]
+    test_noise: float
     train_mean: Float64[ndarray, " gene"]
 
 
@@ -205,9 +207,8 @@ def _compare(
     if candidate.n_cells < 2:
         return {}
     out = _distances(real, candidate, half, shared.space)
-    for column, classifier in zip(task.condition, shared.labels, strict=True):
+    for column, code, classifier in zip(task.condition, task.codes, shared.labels, strict=True):
         if classifier is not None:
-            code = task.codes[list(task.condition).index(column)]
             hits = classifier.predict(candidate.pca) == code
             out[f"label_accuracy:{column}"] = float(hits.mean())
     if real.library is not None and candidate.library is not None:
@@ -242,8 +243,9 @@ def _genes(
         top = space.by_variance[:N_CORRELATED]
         out |= biology.compare_correlations(truth[:half, top], found[:half, top])
     for reference in task.references:
+        noise = float(profiles[0].variance.sum()) / (len(truth) - 1) + reference.test_noise
         change = biology.compare_change(
-            profiles[0].mean, profiles[1].mean, reference.test_mean, reference.train_mean
+            profiles[0].mean, profiles[1].mean, reference.test_mean, reference.train_mean, noise
         )
         for name, value in change._asdict().items():
             out[f"change_{name}:{reference.column}"] = value

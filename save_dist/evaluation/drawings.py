@@ -16,7 +16,7 @@ MAX_ROWS = 60
 """Combinations shown one by one; more are averaged per condition value."""
 MAX_CURVE_POINTS = 2000
 
-Series = tuple[Sequence[float], Sequence[float]]
+Series = tuple[Sequence[float | int], Sequence[float | int]]
 """Steps and values of one training curve."""
 
 

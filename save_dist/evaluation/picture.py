@@ -1,5 +1,6 @@
 """Cells on a plane, for looking at: real and generated ones side by side by UMAP."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,9 @@ def plane(pca: Float32[ndarray, "cell component"], seed: int) -> Float32[ndarray
     """
     if len(pca) <= 2 * N_NEIGHBOURS or pca.shape[1] < 2:
         return np.pad(pca[:, :2], ((0, 0), (0, max(0, 2 - pca.shape[1]))))
-    from umap.umap_ import find_ab_params, fuzzy_simplicial_set, simplicial_set_embedding
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # umap-learn 0.5: no Tensorflow, not needed
+        from umap.umap_ import find_ab_params, fuzzy_simplicial_set, simplicial_set_embedding
 
     state = np.random.RandomState(seeding.stream_seed(seed, "umap") % 2**32)
     neighbours, distances = _neighbours(pca)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from numpy import ndarray
 
@@ -55,8 +55,8 @@ class Curve:
     """One line of a training figure."""
 
     label: str
-    steps: Sequence[float]
-    values: Sequence[float]
+    steps: Sequence[float | int]
+    values: Sequence[float | int]
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def heat_map(rows: Sequence[HeatRow], columns: Sequence[str], theme: Theme) -> F
     width = label_width + 0.78 * len(columns) + 1.5
     figure, axes = _figure(width, 0.3 * len(rows) + 0.75, theme)
     values = np.array([[np.nan if v is None else v for v in row.values] for row in rows])
-    shade = LinearSegmentedColormap.from_list("score", [theme.grid, "#E69F00", "#D55E00"])
-    shade.set_bad(theme.paper)
+    stops = [theme.grid, "#E69F00", "#D55E00"]
+    shade = LinearSegmentedColormap.from_list("score", stops).with_extremes(bad=theme.paper)
     axes.imshow(np.clip(values, 0, 1), cmap=shade, vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
         text = "-" if np.isnan(value) else f"{round(value, 2) + 0.0:.2f}"  # no -0.00
@@ -260,12 +260,11 @@ def _legend(axes: Axes, theme: Theme, below: bool = False) -> None:
     )  # fmt: skip
 
 
-def _palette(theme: Theme) -> list[tuple[float, float, float]]:
+def _palette(theme: Theme) -> list[str]:
     """Okabe-Ito, then the same half faded into the paper."""
-    full = [to_rgb(colour) for colour in OKABE_ITO]
     paper = to_rgb(theme.paper)
-    faded = [tuple(0.5 * a + 0.5 * b for a, b in zip(c, paper, strict=True)) for c in full]
-    return [*full, *((r, g, b) for r, g, b in faded)]
+    faded = [[(a + b) / 2 for a, b in zip(to_rgb(c), paper, strict=True)] for c in OKABE_ITO]
+    return [*OKABE_ITO, *(to_hex(c) for c in faded)]
 
 
 def _ink_on(colour: tuple[float, ...]) -> str:

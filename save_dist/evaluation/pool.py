@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from save_dist.core.errors import InfrastructureError
 from save_dist.evaluation.combination import Shared
@@ -22,6 +22,7 @@ _shared: list[Shared] = []
 """In a worker process: what all of its jobs use."""
 
 
+@runtime_checkable
 class Job(Protocol[Result]):
     """Something to compute from its own fields and what all jobs share; it can be pickled."""
 

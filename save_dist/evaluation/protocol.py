@@ -4,6 +4,7 @@ Fits the space and the baselines on training cells, makes one task per condition
 runs the tasks over processes, and averages what comes back.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -35,6 +36,8 @@ from save_dist.evaluation.space import Space, TrainCells, fit_space
 from save_dist.evaluation.tables import CellTable, Codes, check_tables
 from save_dist.evaluation.tasks import POOL, Real, TaskMaker
 from save_dist.vocab.conditions import ConditionVocabulary
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["CellTable", "Scores", "evaluate"]
 
@@ -122,6 +125,10 @@ def _run(
             f"(generated: {len(maker.generated_rows)} others); generate the conditions of the "
             "test cells, e.g. with an empty `grid`, which means all of them"
         )
+    missing = [codes for codes in maker.real.rows if codes not in maker.generated_rows]
+    if missing:
+        first = maker.conditions.decode_one(missing[0])
+        logger.warning("event=combinations_not_generated n=%d first=%s", len(missing), first)
     gathered = _Gathered()
     total = len(combinations) + 1
 

@@ -155,7 +155,8 @@ def all_numbers(scores: Scores) -> Iterator[str]:
     yield markup.text(
         "p",
         "Means over combinations of the same weight; in brackets the bootstrap 95% interval. "
-        "The other half of the real cells shows what a perfect generator would get.",
+        "The last column weights combinations by their test cells. The other half of the real "
+        "cells shows what a perfect generator would get.",
     )
     for name, title in GROUP_TITLES.items():
         group = scores.group(name)
@@ -165,17 +166,27 @@ def all_numbers(scores: Scores) -> Iterator[str]:
 
 def _numbers(group: GroupScores) -> str:
     candidates = [key for key in CANDIDATES if key in group.metrics]
+    titles = [CANDIDATES[key][0] for key in candidates]
     rows: list[str] = []
     heading = ""
     for metric in _known_metrics(group):
-        about, column = catalogue.metric_of(metric)
-        if (section := f"{about.group}: {column}" if column else about.group) != heading:
-            heading = section
-            rows.append(markup.section_row(heading, len(candidates) + 2))
+        about, _ = catalogue.metric_of(metric)
+        if about.group != heading:
+            heading = about.group
+            rows.append(markup.section_row(heading, len(candidates) + 4))
         found = [group.metrics[key].get(metric) for key in candidates]
-        cells: list[str | tuple[str, str]] = [about.title, *map(_average, found)]
+        ideal = (f"{about.ideal:g}", "muted")
+        ours = group.metrics[GENERATED].get(metric)
+        weighted = (markup.number(None if ours is None else ours.weighted), "muted")
+        averages = [_average(average) for average in found]
+        cells: list[str | tuple[str, str]] = [
+            catalogue.title_of(metric),
+            ideal,
+            *averages,
+            weighted,
+        ]
         rows.append(markup.row([*cells, (about.hint, "text muted")]))
-    return markup.table(["", *(CANDIDATES[key][0] for key in candidates), ""], rows)
+    return markup.table(["", "Ideal", *titles, "Generated, by cells", ""], rows)
 
 
 def _average(average: Average | None) -> str:
@@ -184,7 +195,7 @@ def _average(average: Average | None) -> str:
     mean = markup.number(average.mean)
     if average.low is None or average.high is None:
         return mean
-    return f"{mean} [{markup.number(average.low, 2)}, {markup.number(average.high, 2)}]"
+    return f"{mean} [{markup.number(average.low)}, {markup.number(average.high)}]"
 
 
 def _known_metrics(group: GroupScores) -> list[str]:

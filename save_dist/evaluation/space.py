@@ -19,6 +19,7 @@ MAX_GENES = 2000
 """Genes compared at most, those of largest training variance."""
 N_BANDWIDTH_CELLS = 1000
 _CELLS_AT_ONCE = 2048
+_MIN_SQUARED = 1e-12  # more than half of the cells are equal: any scale will do
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def fit_space(train: CellTable, n_components: int, seed: int) -> tuple[Space, Tr
         mean=mean,
         components=components,
         explained=explained,
-        median_squared=median_squared_distance(pca[some]),
+        median_squared=max(median_squared_distance(pca[some]), _MIN_SQUARED),
     )
     rows = train.rows_by_combination()
     means = {codes: log[r].mean(axis=0, dtype=np.float64) for codes, r in rows.items()}

@@ -70,7 +70,7 @@ th, td { text-align: right; padding: .42rem .7rem; white-space: nowrap;
 th { font-weight: 600; color: var(--muted); vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td.ours { font-weight: 640; }
-td.text { text-align: left; white-space: normal; min-width: 12rem; }
+td.text { text-align: left; }
 tr.section td { color: var(--muted); padding-top: 1.2rem; font-weight: 600; }
 .worse { color: var(--bad); font-weight: 640; }
 .better { color: var(--good); font-weight: 640; }

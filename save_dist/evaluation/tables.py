@@ -10,7 +10,8 @@ from numpy import ndarray
 from save_dist.core.errors import DataError, VocabMismatchError
 
 Codes = tuple[int, ...]
-Counts = UInt16[ndarray, "cell gene"] | Float32[ndarray, "cell gene"]
+Counts = UInt16[ndarray, "_cell vocabulary_gene"] | Float32[ndarray, "_cell vocabulary_gene"]
+"""Raw counts over all vocabulary genes, of any number of cells."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class CellTable:
         codes: code per condition column.
     """
 
-    counts: Counts
+    counts: UInt16[ndarray, "cell gene"] | Float32[ndarray, "cell gene"]
     codes: Int16[ndarray, "cell field"]
 
     @property
@@ -50,7 +51,7 @@ def check_tables(tables: Mapping[str, CellTable], n_columns: int) -> None:
 
     Raises:
         VocabMismatchError: if numbers of genes or condition columns differ.
-        DataError: if lengths disagree, or a count is negative or not finite.
+        DataError: if a count is negative or not finite.
     """
     n_genes = {name: table.counts.shape[1] for name, table in tables.items()}
     if len(set(n_genes.values())) > 1:
@@ -68,11 +69,6 @@ def check_tables(tables: Mapping[str, CellTable], n_columns: int) -> None:
 
 
 def _check_counts(name: str, table: CellTable) -> None:
-    if len(table.codes) != table.n_cells:
-        raise DataError(
-            f"{name} cells: {table.n_cells} rows of counts but {len(table.codes)} rows of codes; "
-            "expected one row of codes per cell"
-        )
     if table.counts.dtype == np.uint16 or table.n_cells == 0:
         return
     low, high = float(table.counts.min()), float(table.counts.max())

@@ -66,7 +66,9 @@ class TaskMaker:
     n_max: int
     seed: int
     generated_rows: Mapping[Codes, Rows]
-    _test_means: dict[Codes, Float64[ndarray, " gene"]] = field(default_factory=dict)
+    _test_profiles: dict[Codes, tuple[Float64[ndarray, " gene"], float]] = field(
+        default_factory=dict, repr=False
+    )
 
     def combinations(self) -> list[Codes]:
         """Combinations with real and generated cells, in order."""
@@ -141,16 +143,17 @@ class TaskMaker:
             rows = self.real.rows.get(reference)
             if rows is None or len(rows) < baselines.MIN_CELLS:
                 continue
-            train_mean = self.known.means[reference].astype(np.float64)
-            yield Reference(self.conditions.columns[i], self._test_mean(reference), train_mean)
+            yield self._reference(i, reference)
 
-    def _test_mean(self, codes: Codes) -> Float64[ndarray, " gene"]:
-        """Mean log profile of real cells, read once per combination."""
-        if codes not in self._test_means:
+    def _reference(self, column: int, codes: Codes) -> Reference:
+        if codes not in self._test_profiles:
             log = self.space.read(self._some(self.real.table, self.real.rows[codes])).log
             assert log is not None, "real cells are made as counts"
-            self._test_means[codes] = log.mean(axis=0, dtype=np.float64)
-        return self._test_means[codes]
+            noise = float(log.var(axis=0, dtype=np.float64).sum()) / (len(log) - 1)
+            self._test_profiles[codes] = log.mean(axis=0, dtype=np.float64), noise
+        mean, noise = self._test_profiles[codes]
+        train_mean = self.known.means[codes].astype(np.float64)
+        return Reference(self.conditions.columns[column], mean, noise, train_mean)
 
     def _some(self, table: CellTable, rows: Rows) -> Counts:
         """Counts of the rows, of a random part of them if they are many."""

@@ -94,22 +94,17 @@ def sample_cells(
     Which cells share one decides the last bits of a cell (sums in another order), hence it is
     part of the plan.
     """
-    pieces = [
-        sample_minibatch(
-            bundle,
-            codes[start : start + cells_per_minibatch],
-            seeds[start : start + cells_per_minibatch],
-            guidance=guidance,
-            solver=solver,
-        )
-        for start in range(0, seeds.size, cells_per_minibatch)
-    ]
-    return SampledCells(
-        np.concatenate([p.counts for p in pieces]),
-        np.concatenate([p.latent for p in pieces]),
-        np.concatenate([p.library for p in pieces]),
-        sum(p.n_evaluations for p in pieces),
-    )
+    n_cells, scale = seeds.size, bundle.latent_scale
+    counts = np.empty((n_cells, len(bundle.genes)), dtype=np.uint16)
+    latent = np.empty((n_cells, scale.mean.size - 1), dtype=np.float32)
+    library = np.empty(n_cells, dtype=np.float32)
+    n_evaluations = 0
+    for start in range(0, n_cells, cells_per_minibatch):
+        rows = slice(start, start + cells_per_minibatch)
+        cells = sample_minibatch(bundle, codes[rows], seeds[rows], guidance=guidance, solver=solver)
+        counts[rows], latent[rows], library[rows] = cells.counts, cells.latent, cells.library
+        n_evaluations += cells.n_evaluations
+    return SampledCells(counts, latent, library, n_evaluations)
 
 
 def sample_minibatch(

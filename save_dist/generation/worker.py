@@ -12,8 +12,8 @@ import numpy as np
 from save_dist.core.errors import AtlasError
 from save_dist.generation.grid import GridPlan, Part
 from save_dist.generation.sampler import cell_seeds, sample_cells
-from save_dist.stores.atlas import PartColumns, write_part
 from save_dist.stores.bundle import load_bundle
+from save_dist.stores.part import PartColumns, write_part
 from save_dist.stores.receipts import Receipt, read_receipt, read_record
 
 logger = logging.getLogger(__name__)
@@ -53,14 +53,13 @@ class PartWorker:
             logger.info("event=part_begun part=%d because=%r", part, str(e))
         start_s = time.perf_counter()
         columns, n_evaluations = self.sample(self._plan.part(part))
-        seconds = time.perf_counter() - start_s
         return write_part(
             self._atlas,
             self._record,
             part,
             columns,
             n_evaluations=n_evaluations,
-            seconds=seconds,
+            start_s=start_s,
         )
 
     def sample(self, part: Part) -> tuple[PartColumns, int]:

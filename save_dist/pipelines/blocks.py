@@ -33,15 +33,17 @@ def blocks(config: BlocksJob | PipelineJob, context: Context) -> Summary:
     locator = StoreLocator(str(context.paths.store), timestamp=time.time_ns() // 1_000_000)
     with SomaSource(locator) as source:
         conditions, index = _index_cells(source, config, ingested["label_origin"])
-        store_genes = source.gene_ids
-    train = index.where(TRAIN)
-
-    with context.progress.task("gene statistics", 2 * train.n_cells, "cells") as task:
-        per_gene = gene_statistics(locator, train, progress=task.update)
-        positions = select_genes(per_gene, config.genes)
-        chosen = vocabulary_statistics(
-            locator, train, positions, progress=lambda done: task.update(train.n_cells + done)
-        )
+        train, store_genes = index.where(TRAIN), source.gene_ids
+        with context.progress.task("gene statistics", 2, "passes") as task:
+            positions = select_genes(gene_statistics(source, train), store_genes, config.genes)
+            task.update(1)
+            chosen = vocabulary_statistics(
+                source,
+                train,
+                positions,
+                with_covariance=config.blocks.embedding.source == "coexpression",
+            )
+            task.update(2)
 
     genes = GeneVocabulary(tuple(store_genes[p] for p in positions))
     embedding = _embed(config.blocks.embedding, chosen, genes, config.run.seed)
@@ -60,7 +62,7 @@ def blocks(config: BlocksJob | PipelineJob, context: Context) -> Summary:
             blocks=gene_blocks,
             index=index,
             gene_positions=positions,
-            scale=chosen.max_log.astype(np.float32),
+            scale=chosen.max_log,
             fraction=(chosen.mean_count / chosen.mean_count.sum()).astype(np.float32),
             store=locator,
             hash="",
@@ -116,4 +118,5 @@ def _embed(
         return embeddings.from_file(config.path, genes.ids)
     if config.source == "random":
         return embeddings.random(len(genes), config.dim, seed)
+    assert chosen.covariance is not None  # asked for with this source
     return embeddings.coexpression(chosen.covariance, config.dim)

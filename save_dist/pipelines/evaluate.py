@@ -16,6 +16,7 @@ from save_dist.pipelines.context import Context, Summary, finished, record
 from save_dist.pipelines.provenance import provenance
 from save_dist.pipelines.train import open_vocabulary
 from save_dist.stores.atlas_reader import read_cells
+from save_dist.stores.bundle import load_bundle
 from save_dist.stores.vocabulary import RunVocabulary
 from save_dist.tracking.progress import render_table
 from save_dist.tracking.tracker import read_records
@@ -25,6 +26,8 @@ TRAIN_CELLS = 20_000
 """Training cells at most that principal components and baselines are fitted on."""
 TABLE_FILE = "scores.txt"
 """The final table, as printed."""
+CURVES = ("train/loss", "train/kl", "val/reconstruction", "val/kl")
+"""Series of the journal that the report shows."""
 DRAWS = 4
 """Cells read per combination and side, as a multiple of evaluate.n_max."""
 
@@ -58,10 +61,12 @@ def evaluate(config: EvaluateJob | PipelineJob, context: Context) -> Summary:
             progress=lambda done, total: task.update(done, total=total),
         )
 
-    facts = provenance(context.paths) | {
+    facts = {
+        "trained": _trained(vocabulary, context),
         "model": generated["model_hash"],
         "plan": generated["plan_hash"],
         "vocabulary": vocabulary.hash,
+        "versions": provenance(context.paths),
     }
     write_report(
         context.paths.report,
@@ -98,6 +103,23 @@ def _real(vocabulary: RunVocabulary, index: CellIndex) -> CellTable:
     return CellTable(counts, np.asarray(index.codes))
 
 
+def _trained(vocabulary: RunVocabulary, context: Context) -> dict[str, str]:
+    """What was trained on what, in words."""
+    index, bundle = vocabulary.index, load_bundle(context.paths.model)
+    vae, flow = bundle.vae_config, bundle.flow_config
+    held_out = [" ".join(c.values()) for c in vocabulary.conditions.held_out]
+    return {
+        "Cells": f"{index.where(TRAIN).n_cells:,} of {index.n_cells:,}, in "
+        f"{len(bundle.support)} combinations of {' x '.join(vocabulary.conditions.columns)}",
+        "Held out": ", ".join(held_out) or "nothing",
+        "Genes": f"{len(vocabulary.genes):,} in {vocabulary.blocks.n_blocks} blocks",
+        "VAE": f"{vae.backbone}, width {vae.width}, latent {vae.latent_dim}, {vae.likelihood}; "
+        f"{vae.optim.n_steps:,} steps of {vae.optim.cells_per_step} cells",
+        "Flow": f"{flow.backbone}, width {flow.width}; "
+        f"{flow.optim.n_steps:,} steps of {flow.optim.cells_per_step} cells",
+    }
+
+
 def _curves(context: Context) -> dict[str, tuple[list[int], list[float]]]:
     """Training curves of the journal: `stage/metric` -> steps and values.
 
@@ -107,6 +129,8 @@ def _curves(context: Context) -> dict[str, tuple[list[int], list[float]]]:
     for record_ in read_records(context.paths.metrics, kind="metrics"):
         if record_.run in ("vae", "flow") and record_.step is not None:
             for name, value in record_.values.items():
+                if name not in CURVES:
+                    continue
                 points.setdefault(f"{record_.run}/{name}", {})[record_.step] = float(value)
     return {
         name: (sorted(series), [series[step] for step in sorted(series)])

@@ -19,6 +19,7 @@ from save_dist.pipelines.ingest import ingest
 from save_dist.pipelines.train import train
 from save_dist.pipelines.transfer import transfer
 from save_dist.pipelines.whole import pipeline
+from save_dist.stores.atlas import discard_parts
 from save_dist.stores.atlas import verify as verify_atlas
 
 RUN: dict[str, Callable[[Any, Context], Summary]] = {
@@ -106,17 +107,20 @@ def simulate(output: Path, cells: int, genes: int, interaction: float, seed: int
     return {"output": str(output), "n_cells": adata.n_obs, "n_genes": adata.n_vars}
 
 
-def verify(path: Path) -> Summary:
-    """Every byte of an atlas.
+def verify(path: Path, *, mend: bool) -> Summary:
+    """Every byte of an atlas; with `mend`, altered parts become missing for the next `generate`.
 
     Raises:
         PartialError: naming what is missing or altered.
     """
     report = verify_atlas(path)
-    if not report.is_sound:
-        shown = "; ".join(problem.text for problem in report.problems[:5])
-        raise PartialError(
-            f"{path} does not verify: {len(report.problems)} problems, parts "
-            f"{report.bad_parts[:20]}: {shown}. Run generate again to write these parts anew"
-        )
-    return {"atlas": str(path), "n_parts": report.n_parts}
+    if report.is_sound:
+        return {"atlas": str(path), "n_parts": report.n_parts}
+    if mend:
+        discard_parts(path, report.bad_parts)
+    shown = "; ".join(problem.text for problem in report.problems[:5])
+    what_now = "run generate to write them anew" if mend else "add --mend, then run generate"
+    raise PartialError(
+        f"{path} does not verify: {len(report.problems)} problems, parts "
+        f"{report.bad_parts[:20]}: {shown}; {what_now}"
+    )

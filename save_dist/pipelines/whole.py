@@ -1,5 +1,6 @@
 """The whole path, in order. Finished stages are recognised and skipped."""
 
+from save_dist.cluster.runtime import shared_session
 from save_dist.config.schema import PipelineJob
 from save_dist.pipelines.blocks import blocks
 from save_dist.pipelines.context import Context, Summary
@@ -11,10 +12,9 @@ from save_dist.pipelines.train import train
 
 def pipeline(config: PipelineJob, context: Context) -> Summary:
     """Files of cells -> store -> vocabulary -> model -> atlas -> report."""
-    return {
-        "ingest": ingest(config, context),
-        "blocks": blocks(config, context),
-        "train": train(config, context),
-        "generate": generate(config, context),
-        "evaluate": evaluate(config, context),
-    }
+    summary = {"ingest": ingest(config, context), "blocks": blocks(config, context)}
+    with shared_session():
+        summary["train"] = train(config, context)
+        summary["generate"] = generate(config, context)
+    summary["evaluate"] = evaluate(config, context)
+    return summary

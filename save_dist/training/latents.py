@@ -111,14 +111,10 @@ class LatentStream:
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[LatentBatch]:
         """Minibatches of the optimiser steps `start_step` (inclusive) to `stop_step`."""
-        plan = self._plan
         step = start_step
-        while step < stop_step:
-            epoch, pool, first = plan.place_of(step)
-            lanes = [plan.pool_rows(epoch, pool, lane) for lane in self._lanes]
-            rows = np.concatenate(lanes, axis=1)[first : first + stop_step - step]
-            for row in rows:
-                yield self._batch(step, row)
+        for stretch in self._plan.stretches(start_step, stop_step):
+            for rows in self._plan.rows_of(stretch, self._lanes):
+                yield self._batch(step, rows)
                 step += 1
 
     def _batch(self, step: int, rows: np.ndarray) -> LatentBatch:

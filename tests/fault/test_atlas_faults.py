@@ -15,6 +15,7 @@ from tiny_model import save_tiny_model
 from save_dist.core.errors import AtlasError, InfrastructureError
 from save_dist.generation.worker import PartWorker
 from save_dist.stores import atlas, receipts
+from save_dist.stores import part as part_module
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -62,15 +63,14 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from save_dist.generation.worker import PartWorker
-from save_dist.stores import atlas
+from save_dist.stores import part
 
-real = atlas.{function}
 def killed(*arguments):
     {before}
     os.kill(os.getpid(), signal.SIGKILL)
 worker = PartWorker(Path({model!r}), Path({path!r}))
 worker.run(2)
-atlas.{function} = killed
+part.{function} = killed
 worker.run(0)
 """
 
@@ -289,7 +289,7 @@ def test_a_full_disk_keeps_finished_parts(tmp_path, model, undisturbed, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(atlas, function, full)
+        patch.setattr(part_module, function, full)
         with pytest.raises(InfrastructureError, match=r"part 1 of .*No space left.*free space"):
             fill(path, model, [1])
     assert receipts.missing_parts(path) == [1, 2]

@@ -8,9 +8,9 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_run import CONFIGS, last_line, settings
 
 from save_dist.cli import run_job
-from tests.integration.conftest import CONFIGS, last_line, settings
 
 
 def cells(tmp_path: Path, change=lambda adata: adata) -> Path:
@@ -90,8 +90,8 @@ def test_wrong_settings_end_with_2(tmp_path, capsys, override, message):
 
 
 @pytest.mark.slow
-def test_grid_naming_an_unknown_cell_type_ends_with_2(tiny_run, capsys):
-    pairs = [f"run.dir={tiny_run}", "grid.columns={cell_type: [type-9]}"]
+def test_grid_naming_an_unknown_cell_type_ends_with_2(tiny_copy, capsys):
+    pairs = [f"run.dir={tiny_copy}", "grid.columns={cell_type: [type-9]}"]
     assert run_job("generate", CONFIGS / "generate.yaml", pairs) == 2
     error = last_line(capsys.readouterr().out)["error"]
     assert "type-9" in error and "type-0" in error
@@ -108,7 +108,7 @@ def test_run_folder_that_cannot_be_written_ends_with_5(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     arguments = settings(tmp_path / "file" / "run", cells(tmp_path))
     assert run_job("ingest", CONFIGS / "ingest.yaml", arguments) == 5
-    assert "cannot be written" in last_line(capsys.readouterr().out)["error"]
+    assert "free space or fix permissions" in last_line(capsys.readouterr().out)["error"]
 
 
 def test_last_line_is_json_even_for_the_worst_failure(tmp_path, capsys, monkeypatch):

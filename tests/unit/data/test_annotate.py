@@ -246,6 +246,7 @@ def demo_obs(tmp_path_factory):
         return source.obs(["cell_type", "condition"])
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 @needs_demo_files
 def test_marker_labels_of_the_demo_agree_with_the_published_ones(demo_obs, shared_data):
@@ -262,6 +263,7 @@ def test_marker_labels_of_the_demo_agree_with_the_published_ones(demo_obs, share
     assert sizes.min() >= 50
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 @needs_demo_files
 def test_the_published_labels_join_the_demo_files(shared_data, tmp_path, caplog):

@@ -502,6 +502,9 @@ def test_two_counts_for_one_gene(tmp_path):
 def test_columns_the_store_writes_itself(two_files, tmp_path, column):
     with pytest.raises(ConfigError, match=rf"columns {column} are written by the ingest itself"):
         check_inputs(configured(*two_files, obs_columns=[column]), CONDITIONS)
+    markers = {"column": column, "genes": {"T": ["g3"]}}
+    with pytest.raises(ConfigError, match=rf"columns {column} are written by the ingest itself"):
+        check_inputs(configured(*two_files, markers=markers), CONDITIONS)
 
 
 def test_an_unwritable_place(two_files, tmp_path):

@@ -137,7 +137,7 @@ def test_obs_is_indexed_by_joinid_and_holds_only_what_is_asked(store):
 
 
 def test_a_row_split_over_arrow_tables_is_whole(store, monkeypatch):
-    monkeypatch.setattr(source_module, "_BUFFER_BYTES", 64)
+    monkeypatch.setattr(source_module, "_LOCAL_BUFFER_BYTES", 64)
     ids = np.arange(N_CELLS, dtype=np.int64)
     with SomaSource(store) as source:
         assert sum(1 for _ in source.read_entries(ids)) > 5

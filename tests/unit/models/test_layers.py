@@ -83,6 +83,17 @@ def test_closed_gates_make_an_adaptive_block_the_identity():
     assert torch.equal(AdaptiveBlock(WIDTH, HEADS).double()(h, modulations(gate=0.0)), h)
 
 
+def test_adaptive_block_is_eq_2():
+    block, h = AdaptiveBlock(WIDTH, HEADS).double(), tokens(5)
+    scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = torch.randn(6, 3, 1, WIDTH).double()
+    modulation = torch.stack([scale_1, shift_1, gate_1, scale_2, shift_2, gate_2])[:, :, 0]
+    normed = functional.layer_norm(h, (WIDTH,)) * scale_1 + shift_1
+    middle = h + gate_1 * block.attention(normed)
+    normed = functional.layer_norm(middle, (WIDTH,)) * scale_2 + shift_2
+    expected = middle + gate_2 * block.feed_forward(normed)
+    torch.testing.assert_close(block(h, modulation), expected)
+
+
 @pytest.mark.parametrize("n_kept", [1, 4, 7])
 def test_tokens_kept_are_those_of_the_whole_block(n_kept):
     block = AdaptiveBlock(WIDTH, HEADS).double()

@@ -201,6 +201,14 @@ def test_linear_skip_adds_the_condition_to_the_logits(backbone):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
+def test_latent_tokens_have_their_places(backbone):
+    vae, cells = make_vae(backbone=backbone), make_cells()
+    swapped = torch.cat([cells.noise[:, 4:], cells.noise[:, :4]], dim=1)
+    a, b = (vae.decode(z, cells.codes, torch.ones(N_CELLS)).mean for z in (cells.noise, swapped))
+    assert not torch.allclose(a, b, rtol=1e-3)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_hidden_tokens_keep_their_latents_from_the_decoder(backbone):
     vae, cells = make_vae(backbone=backbone, latent_mask=(0.2, 0.4)), make_cells()
     library = torch.ones(N_CELLS)

@@ -9,7 +9,7 @@ import zarr
 
 from save_dist.core.errors import AtlasError
 from save_dist.stores import atlas, receipts
-from save_dist.stores.atlas import PartColumns
+from save_dist.stores.part import PartColumns, write_part
 from save_dist.stores.template import AtlasLayout
 
 N_CELLS, N_GENES = 20, 3
@@ -46,7 +46,7 @@ def columns(start, stop):
 
 def write(path, record, part):
     start, stop = record.rows(part)
-    return atlas.write_part(path, record, part, columns(start, stop), n_evaluations=10, seconds=1.5)
+    return write_part(path, record, part, columns(start, stop), n_evaluations=10, start_s=0.0)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_all_zero_cells_have_files_too(path, record):
         route=np.zeros(8, np.int16),
         cell_seed=np.zeros(8, np.uint64),
     )
-    receipt = atlas.write_part(path, record, 0, empty, n_evaluations=1, seconds=0.0)
+    receipt = write_part(path, record, 0, empty, n_evaluations=1, start_s=0.0)
     assert sorted(receipt.files) == sorted(record.files(0))
     assert receipts.missing_parts(path) == [1, 2]
 
@@ -153,7 +153,7 @@ def test_all_zero_cells_have_files_too(path, record):
 def test_saturated_counts_are_counted(path, record):
     cells = columns(0, 8)
     cells.counts[2:4, 1] = 65_535
-    receipt = atlas.write_part(path, record, 0, cells, n_evaluations=1, seconds=0.0)
+    receipt = write_part(path, record, 0, cells, n_evaluations=1, start_s=0.0)
     assert receipt.n_saturated == 2
 
 
@@ -162,7 +162,7 @@ def test_many_categories_take_wider_codes(path):
     record = atlas.create_template(path, layout(categories={"cell_type": many, "b": ("x",)}), {})
     cells = columns(0, 8)
     cells.codes[:] = [[299, 0]]
-    atlas.write_part(path, record, 0, cells, n_evaluations=1, seconds=0.0)
+    write_part(path, record, 0, cells, n_evaluations=1, start_s=0.0)
     group = zarr.open_group(path, mode="r")
     assert group["obs/cell_type/codes"].dtype == np.int16
     assert group["obs/b/codes"].dtype == np.int8
@@ -180,7 +180,7 @@ def test_one_short_part(path):
 
 def test_a_part_must_be_whole(path, record):
     with pytest.raises(AtlasError, match=r"part 2 .* rows 16\.\.20 with 3 genes.*\(8, 3\)"):
-        atlas.write_part(path, record, 2, columns(0, 8), n_evaluations=1, seconds=0.0)
+        write_part(path, record, 2, columns(0, 8), n_evaluations=1, start_s=0.0)
 
 
 def test_another_layout_on_disk_is_refused(path, record):
@@ -237,7 +237,7 @@ def test_the_digest_is_of_the_content(complete, tmp_path):
     assert atlas.finish(other) == receipts.atlas_digest(complete)
     changed = columns(0, 8)
     changed.counts[0, 0] += 1
-    atlas.write_part(other, record, 0, changed, n_evaluations=10, seconds=1.0)
+    write_part(other, record, 0, changed, n_evaluations=10, start_s=0.0)
     assert receipts.atlas_digest(other) != receipts.atlas_digest(complete)
 
 

@@ -1,0 +1,158 @@
+"""One part of an atlas: its cells into their files, then its receipt."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from jaxtyping import Int16, Int64, UInt16, UInt64
+from numpy import ndarray
+
+from save_dist.core.errors import AtlasError, InfrastructureError
+from save_dist.stores.receipts import (
+    AtlasRecord,
+    Receipt,
+    file_facts,
+    receipts_folder,
+    sync,
+    write_receipt,
+)
+from save_dist.stores.template import CONFIG
+
+MAX_COUNT = 65_535
+
+
+@dataclass(frozen=True)
+class PartColumns:
+    """The cells of one part."""
+
+    counts: UInt16[ndarray, "cell gene"]
+    codes: Int16[ndarray, "cell field"]
+    n_train_cells: Int64[ndarray, " cell"]
+    """Training cells of the cell's combination; 0 marks an unseen one."""
+    route: Int16[ndarray, " cell"]
+    """Position in `template.ROUTES`."""
+    cell_seed: UInt64[ndarray, " cell"]
+
+
+def write_part(
+    path: Path,
+    record: AtlasRecord,
+    part: int,
+    columns: PartColumns,
+    *,
+    n_evaluations: int,
+    start_s: float,
+) -> Receipt:
+    """Write the files of a part, sync them, then publish its receipt.
+
+    Args:
+        path: atlas.
+        record: its plan.
+        part: number of the part.
+        columns: its cells.
+        n_evaluations: evaluations of the velocity field, for the receipt.
+        start_s: `time.perf_counter()` when work on the part began.
+
+    Raises:
+        AtlasError: if the columns do not fill the part, or the store is not as recorded.
+        InfrastructureError: if the disk refuses; the part stays missing.
+    """
+    start, stop = record.rows(part)
+    if columns.counts.shape != (stop - start, record.n_genes):
+        raise AtlasError(
+            f"part {part} of {path} is rows {start}..{stop} with {record.n_genes} genes, got "
+            f"counts of shape {columns.counts.shape}; write whole parts only"
+        )
+    try:
+        files = _fill(path, record, part, columns)
+        receipt = Receipt(
+            part=part,
+            start=start,
+            n_cells=stop - start,
+            n_saturated=_n_saturated(columns.counts),
+            n_evaluations=n_evaluations,
+            plan_hash=record.plan_hash,
+            model_hash=record.model_hash,
+            files=files,
+            seconds=round(time.perf_counter() - start_s, 3),
+        )
+        write_receipt(path, receipt)
+    except OSError as e:
+        raise InfrastructureError(
+            f"could not write part {part} of {path}: {e}; free space or fix permissions, then run "
+            "again: finished parts are kept"
+        ) from e
+    return receipt
+
+
+def _fill(
+    path: Path, record: AtlasRecord, part: int, columns: PartColumns
+) -> dict[str, tuple[str, int]]:
+    """Put the files of a part in place, whatever stands there; their sha256 and lengths.
+
+    They are written aside and renamed, so that two writers of one part never see each other, and
+    since zarr 3.1 would read an old shard before replacing it and fail on a torn one.
+    """
+    start, stop = record.rows(part)
+    names = record.files(part)
+    with tempfile.TemporaryDirectory(".part", f".{part:06d}.", receipts_folder(path)) as folder:
+        aside = Path(folder)
+        for name, values in _values(record, part, columns):
+            (aside / name).mkdir(parents=True)
+            shutil.copyfile(path / name / "zarr.json", aside / name / "zarr.json")
+            array = zarr.open_array(aside / name, mode="r+").with_config(CONFIG)
+            if name == "X":
+                _check_x(array, path, record)
+            array[start:stop] = values
+        sync(aside / name for name in names)
+        facts = file_facts(aside, names)
+        for name in names:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (aside / name).replace(path / name)
+    sync({(path / name).parent for name in names})
+    return facts
+
+
+def _values(record: AtlasRecord, part: int, columns: PartColumns) -> Iterator[tuple[str, ndarray]]:
+    """Values of the part for every array, in the order of the record."""
+    start, stop = record.rows(part)
+    known = {
+        "X": columns.counts,
+        "obs/_index": np.array([f"cell-{row}" for row in range(start, stop)], dtype=object),
+        "obs/seen": columns.n_train_cells > 0,
+        "obs/n_train_cells": columns.n_train_cells,
+        "obs/part": np.full(stop - start, part, np.int32),
+        "obs/cell_seed": columns.cell_seed,
+        "obs/route/codes": columns.route,
+    }
+    fields = iter(columns.codes.T)
+    for name in record.arrays:
+        yield name, known[name] if name in known else next(fields)
+
+
+def _n_saturated(counts: UInt16[ndarray, "cell gene"]) -> int:
+    if counts.max() < MAX_COUNT:  # nearly always; comparing every count would take far longer
+        return 0
+    return int(np.count_nonzero(counts == MAX_COUNT))
+
+
+def _check_x(array: Any, path: Path, record: AtlasRecord) -> None:
+    n_genes = record.n_genes
+    found = (array.shape, array.chunks, array.shards, str(array.dtype))
+    expected = (
+        (record.n_cells, n_genes),
+        (record.cells_per_chunk, n_genes),
+        (record.cells_per_part, n_genes),
+        "uint16",
+    )
+    if found != expected:
+        raise AtlasError(
+            f"X of {path} has (shape, chunks, shards, dtype) = {found}, its plan says {expected}: "
+            "parts would share files; remove the atlas and its receipts"
+        )
