@@ -4,6 +4,7 @@ The only place where logging is configured, signals are caught and exit codes ar
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -17,17 +18,22 @@ from typing import Annotated
 
 import typer
 
+from save_dist.cluster import submit as submission
+from save_dist.cluster.jobs import RayJobs
 from save_dist.config import schema
 from save_dist.config.load import JOBS, config_hash, dump_yaml, load, read_yaml, resolved
+from save_dist.core import lease
 from save_dist.core.durable import write_bytes, write_json
-from save_dist.core.errors import InfrastructureError, PartialError, SaveDistError
+from save_dist.core.errors import ConfigError, InfrastructureError, PartialError, SaveDistError
 from save_dist.core.paths import RunPaths
-from save_dist.pipelines import verbs
+from save_dist.pipelines import doctor as physician
+from save_dist.pipelines import schedule, verbs
+from save_dist.pipelines import status as progress_of
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.provenance import provenance
 from save_dist.tracking.mlflow import Mirror
 from save_dist.tracking.mlflow import sync as replay
-from save_dist.tracking.progress import make_progress, print_summary
+from save_dist.tracking.progress import make_progress, print_summary, render_table
 from save_dist.tracking.tracker import open_journal
 
 logger = logging.getLogger(__name__)
@@ -93,6 +99,98 @@ def verify(
 ) -> None:
     """Exit code 4 if a part is missing or altered."""
     raise typer.Exit(_ending(partial(verbs.verify, atlas, mend=mend), {"verb": "verify"}))
+
+
+@app.command(help="Run a job on a Ray cluster: start it, or join the same one if it runs.")
+def submit(
+    verb: Annotated[str, typer.Argument(help=f"One of {', '.join(JOBS)}.")],
+    config: ConfigOption,
+    set_: SetOption = [],  # noqa: B006
+    address: Annotated[
+        str | None, typer.Option(help="Dashboard, http://HEAD:8265; default: RAY_ADDRESS.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job and end with its exit code.")] = True,
+    driver_cpus: Annotated[
+        float, typer.Option(help="CPUs the driver reserves on any node; 0: it runs on the head.")
+    ] = 0.0,
+) -> None:
+    """The job's log goes to stderr; stdout carries the summary alone."""
+    summary: Summary = {"verb": "submit"}
+
+    def work() -> Summary:
+        job = _checked_verb(verb)
+        sent = submission.prepare(job, load(JOBS[job], config, set_), Path.cwd())
+        client = RayJobs(address)
+        started = submission.start(job, sent, client, driver_cpus=driver_cpus)
+        summary.update(dataclasses.asdict(started), run_dir=str(sent.run.dir))
+        if not wait:
+            return {"status": "submitted"}
+        result = submission.follow(client, started.submission_id, sys.stderr.write)
+        summary.update(job=result.summary)
+        submission.raise_failure(result, started.submission_id)
+        return {}
+
+    raise typer.Exit(_ending(work, summary))
+
+
+@app.command("schedule-tick", help="Make the atlas of the present model and grid if it is missing.")
+def schedule_tick(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: B006
+    """What a timer runs: safe at any time, and twice at once."""
+    summary: Summary = {"verb": "schedule-tick"}
+
+    def work() -> Summary:
+        asked = load(schema.GenerateJob, config, set_)
+        tick = schedule.look(asked)
+        summary.update(run_dir=str(tick.paths.root), plan_hash=tick.plan_hash)
+        if tick.is_complete:
+            return {"did": "nothing: the atlas is complete"}
+        with lease.hold(tick.lease) as is_ours:
+            if not is_ours:
+                return {"did": "nothing: another run makes this atlas"}
+            schedule.take_model(tick, RunPaths(asked.run.dir).model)
+            return {"did": "generated", "stages": _execute("generate", tick.config)}
+
+    raise typer.Exit(_ending(work, summary, writes_result=True))
+
+
+@app.command(help="Check machine, cluster and configuration before a job runs on them.")
+def doctor(
+    config: Annotated[Path | None, typer.Option(help="Configuration of the job.")] = None,
+    set_: SetOption = [],  # noqa: B006
+    verb: Annotated[
+        str | None, typer.Option(help="Job of the configuration; default: the name of the file.")
+    ] = None,
+) -> None:
+    """One line per check, with the remedy; exit code 5 if one forbids starting."""
+    summary: Summary = {"verb": "doctor"}
+
+    def work() -> Summary:
+        found = physician.doctor(config, verb, set_)
+        sys.stdout.write(render_table(physician.table(found)))
+        summary.update(checks=[dataclasses.asdict(check) for check in found])
+        return physician.report(found)
+
+    raise typer.Exit(_ending(work, summary))
+
+
+@app.command(help="How far a run is; reads its files only, so it may be running.")
+def status(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Stages, steps, parts, pace and time left."""
+    summary: Summary = {"verb": "status"}
+
+    def work() -> Summary:
+        found = progress_of.status(run)
+        sys.stdout.write(f"{progress_of.headline(found)}\n")
+        sys.stdout.write(render_table(progress_of.table(found)))
+        return {"run": dataclasses.asdict(found)}
+
+    raise typer.Exit(_ending(work, summary))
+
+
+def _checked_verb(verb: str) -> str:
+    if verb not in JOBS:
+        raise ConfigError(f"{verb!r} is no job; choose one of {', '.join(JOBS)}")
+    return verb
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from save_dist.core.paths import RunPaths
 
-_PACKAGES = ("save-dist", "torch", "ray", "tiledbsoma", "zarr", "anndata", "mlflow", "numpy", "POT")
+PACKAGES = ("save-dist", "torch", "ray", "tiledbsoma", "zarr", "anndata", "mlflow", "numpy", "POT")
+"""Packages whose versions decide results."""
 
 
 def provenance(paths: RunPaths) -> dict[str, str]:
@@ -22,7 +23,7 @@ def provenance(paths: RunPaths) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide results."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def git_commit() -> str:

@@ -1,0 +1,106 @@
+"""What a timer runs: the real plan, model and atlas, sampled in this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_model import save_tiny_model
+from typer.testing import CliRunner
+
+from save_dist import cli
+from save_dist.cluster.generate import PartOutcome
+from save_dist.core import lease
+from save_dist.generation.worker import PartWorker
+from save_dist.pipelines import generate, schedule
+from save_dist.stores.atlas import verify
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """Parts are sampled here instead of on a cluster; the list says which."""
+    parts_done = []
+
+    def sample(parts, cells, bundle, atlas, config, progress):
+        worker = PartWorker(Path(bundle), Path(atlas), device="cpu")
+        for part in parts:
+            worker.run(part)
+            parts_done.append(part)
+        return [PartOutcome(part, 1, 0.1, 1, "") for part in parts]
+
+    monkeypatch.setattr(generate.cluster_generate, "generate", sample)
+    return parts_done
+
+
+@pytest.fixture
+def config(tmp_path):
+    save_tiny_model(tmp_path / "run" / "model")
+    path = tmp_path / "generate.yaml"
+    settings = {
+        "run": {"dir": str(tmp_path / "run")},
+        "tracking": {"backend": "none"},
+        "grid": {"cells_per_condition": 20},
+        "output": {"cells_per_part": 64, "cells_per_chunk": 16, "cells_per_minibatch": 16},
+    }
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def tick(config, *pairs):
+    arguments = ["schedule-tick", "--config", str(config)]
+    done = CliRunner().invoke(cli.app, [*arguments, *(w for p in pairs for w in ("--set", p))])
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert done.exit_code == summary["exit_code"], done.stderr
+    return summary
+
+
+def test_first_tick_makes_the_atlas_and_the_second_finds_it(config, sampled):
+    first = tick(config)
+    assert (first["exit_code"], first["did"], sampled) == (0, "generated", [0, 1])
+    folder = Path(first["run_dir"])
+    assert folder.parent == config.parent / "run" / "atlases"
+    assert verify(folder / "atlas.zarr").is_sound and (folder / "model").is_dir()
+    assert not (folder / "lease.json").exists()
+    second = tick(config)
+    assert second["did"].startswith("nothing: the atlas is complete")
+    assert sampled == [0, 1]
+
+
+def test_only_a_lost_part_is_made_again(config, sampled):
+    folder = Path(tick(config)["run_dir"])
+    (folder / "atlas.zarr.receipts" / "000001.json").unlink()
+    assert tick(config)["did"] == "generated"
+    assert sampled == [0, 1, 1]
+    assert verify(folder / "atlas.zarr").is_sound
+
+
+@pytest.mark.parametrize("change", ["model", "grid"])
+def test_another_model_or_grid_gets_a_folder_of_its_own(config, sampled, change):
+    before = tick(config)
+    pairs = ["grid.seed=1"] if change == "grid" else []
+    if change == "model":
+        save_tiny_model(config.parent / "run" / "model", seed=5)
+    after = tick(config, *pairs)
+    assert after["did"] == "generated" and after["run_dir"] != before["run_dir"]
+    assert verify(Path(before["run_dir"]) / "atlas.zarr").is_sound
+
+
+def test_two_at_once_make_one_atlas(config, sampled):
+    asked = cli.load(cli.schema.GenerateJob, config, [])
+    with lease.hold(schedule.look(asked).lease):
+        summary = tick(config)
+    assert (summary["exit_code"], sampled) == (0, [])
+    assert summary["did"] == "nothing: another run makes this atlas"
+
+
+def test_a_torn_copy_of_the_model_is_copied_anew(config, sampled):
+    asked = cli.load(cli.schema.GenerateJob, config, [])
+    found = schedule.look(asked)
+    found.paths.model.mkdir(parents=True)
+    (found.paths.model / "model.json").write_text("{torn")
+    assert tick(config)["did"] == "generated"
+
+
+def test_without_a_model_it_says_so(config, sampled):
+    missing = tick(config, f"run.dir={config.parent / 'elsewhere'}")
+    assert missing["exit_code"] == 3 and "does not exist" in missing["error"]
+    assert not (config.parent / "elsewhere").exists()
