@@ -47,11 +47,17 @@ class Course(NamedTuple):
     start: Int64[ndarray, "cell field"]
     """Labels that the flow is given."""
     carried: Int64[Tensor, " carried"]
-    """Positions of the cells that are then carried along the transport."""
+    """Positions of the cells that are then carried along the transport, ascending."""
     told: Int64[Tensor, "carried column"]
     """What the transport is told of each of these."""
     offset: Float32[Tensor, "cell gene"]
     """Added to the gene logits; 0 for cells that are not carried."""
+
+    def of(self, cells: slice) -> "Course":
+        """The course of some cells, where every cell is carried."""
+        n_cells = len(self.start[cells])
+        carried = torch.arange(n_cells)
+        return Course(self.start[cells], carried, self.told[cells], self.offset[cells])
 
 
 class Composer:
@@ -87,7 +93,24 @@ class Composer:
         routes = [self.routes.of(row) for row in known]
         if not any(route.is_composed for route in routes):
             return None
-        inverse = inverse.ravel()
+        return self._course(known, routes, inverse.ravel())
+
+    def course_between(
+        self, codes: Int64[ndarray, "cell field"], targets: Int64[ndarray, "cell field"]
+    ) -> Course:
+        """What carries each cell from its combination to its target, where a transport leads."""
+        both = np.concatenate([codes, targets], axis=1)
+        combinations, inverse = np.unique(both, axis=0, return_inverse=True)
+        n_fields = codes.shape[1]
+        ends = [(tuple(row[:n_fields]), tuple(row[n_fields:])) for row in combinations.tolist()]
+        ways = (self.routes.between(start, target) for start, target in ends)
+        routes = [way for way in ways if way is not None]
+        assert len(routes) == len(ends), "the caller has checked that a transport leads there"
+        return self._course([target for _, target in ends], routes, inverse.ravel())
+
+    def _course(
+        self, known: list[Codes], routes: list[Route], inverse: Int64[ndarray, " cell"]
+    ) -> Course:
         carried = np.flatnonzero(np.array([route.is_composed for route in routes])[inverse])
         told = [self._told(route, row) for route, row in zip(routes, known, strict=True)]
         offsets = np.stack([self.offset(r, row) for r, row in zip(routes, known, strict=True)])

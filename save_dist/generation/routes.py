@@ -61,6 +61,16 @@ class Routes:
         direct = Route(0, codes, None, own)
         return direct if own else max(self._ways(codes), key=_n_start_cells, default=direct)
 
+    def between(self, start: Codes, target: Codes) -> Route | None:
+        """The way from one combination to another, seen or not; None where no transport leads."""
+        changed = [i for i, (a, b) in enumerate(zip(start, target, strict=True)) if a != b]
+        if len(changed) != 1:
+            return None
+        column = changed[0]
+        if start[column] != self._references.get(column):
+            return None
+        return self._way(start, column, target[column])
+
     def composed(self) -> Iterator[Codes]:
         """Every unseen combination that has a way, once each."""
         reached = set()
@@ -75,9 +85,15 @@ class Routes:
     def _ways(self, codes: Codes) -> Iterator[Route]:
         for column, reference in self._references.items():
             start = with_code(codes, column, reference)
-            if start in self.support and (column, codes[column]) in self._trained:
-                number = 1 + self._numbers[column, codes[column]]
-                yield Route(number, start, column, self.support[start])
+            way = self._way(start, column, codes[column]) if start in self.support else None
+            if way is not None:
+                yield way
+
+    def _way(self, start: Codes, column: int, code: int) -> Route | None:
+        if (column, code) not in self._trained:
+            return None
+        number = 1 + self._numbers[column, code]
+        return Route(number, start, column, self.support.get(start, 0))
 
     @cached_property
     def _references(self) -> dict[int, int]:
