@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -220,7 +220,7 @@ class _GrowingArray:
         self._file = path.open("wb")
         self._write_header()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "_GrowingArray":
         return self
 
     def __exit__(self, *_: object) -> None:

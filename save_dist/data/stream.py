@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -111,7 +111,7 @@ class CellStream:
         else:
             self._reader = _FromStore(locator, index, gene_positions)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "CellStream":
         return self
 
     def __exit__(

@@ -5,7 +5,7 @@ log_x = log1p(count / library * 1e4), with the library summed over the vocabular
 
 import math
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import numba
 import numpy as np
@@ -122,13 +122,17 @@ def unscale_max_abs(
     return np.asarray(scaled * max_log, dtype=np.float32)
 
 
+# no_type_check: numba cannot compile the wrapper that the shape checks of the tests put around
+# annotated functions (jaxtyping 0.3).
 @numba.njit(cache=True, nogil=True)
+@no_type_check
 def log_of(count: float, factor: float) -> float:
     """The one formula: log1p(count * factor) in double precision (for use in kernels)."""
     return math.log1p(count * factor)
 
 
 @numba.njit(cache=True, nogil=True)
+@no_type_check
 def _densify(
     indptr: np.ndarray,
     entries: np.ndarray,
@@ -167,6 +171,7 @@ def _densify(
 
 
 @numba.njit(cache=True, nogil=True)
+@no_type_check
 def _log_normalise(counts: np.ndarray, log_x: np.ndarray) -> int:
     """The first cell with a count that is none, or -1."""
     for cell in range(counts.shape[0]):

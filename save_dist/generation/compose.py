@@ -200,12 +200,17 @@ class _Cells(NamedTuple):
         mean: Float64[ndarray, " gene"],
         config: ComposeConfig,
     ) -> Float64[ndarray, " gene"]:
-        """Logits under which the mean log profile lies between these cells' own and `mean`."""
+        """Logits under which the mean log profile lies between these cells' own and `mean`.
+
+        With counts scaled by c, E log1p grows by at most min(1, E log1p) per unit of log c, so a
+        step of max(1, found) * log(goal / found) does not overshoot.
+        """
         own = self._mean_log(offset)
         goal = np.maximum((1 - config.blend) * own + config.blend * mean, 0.0)
         found = own
         for _ in range(config.n_iterations):
-            offset = offset + np.log((goal + _FLOOR) / (found + _FLOOR))
+            ratio = np.log((goal + _FLOOR) / (found + _FLOOR))
+            offset = offset + np.maximum(found, 1.0) * ratio
             found = self._mean_log(offset)
         return offset
 

@@ -182,7 +182,7 @@ class TransportStage:
 
 def _rows_by_combination(
     codes: Int[ndarray, "cell field"], pairs: Sequence[Pair]
-) -> dict[Codes, Int64[ndarray, " cell"]]:
+) -> dict[Codes, Int64[ndarray, " _"]]:
     """Rows of every combination that stands in a pair, ascending."""
     combinations, inverse = np.unique(codes, axis=0, return_inverse=True)
     order = np.argsort(inverse.ravel(), kind="stable")

@@ -127,7 +127,7 @@ def test_zarr_alone_opens_it(complete):
 def test_a_part_is_one_shard_and_one_chunk_per_column(complete):
     assert sorted(p.name for p in (complete / "X/c").iterdir()) == ["0", "1", "2"]
     record = receipts.read_record(complete)
-    assert len(record.files(1)) == 9
+    assert len(record.files(1)) == 10
     assert all((complete / name).is_file() for name in record.files(1))
 
 
