@@ -2,20 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from jaxtyping import Float32, Int16, Int64
+from jaxtyping import Float32, Int, Int16, Int64, UInt16
 from numpy import ndarray
 
-from save_dist.config.schema import GuidanceConfig, SolverConfig
+from save_dist.config.schema import ComposeConfig, GuidanceConfig, SolverConfig
 from save_dist.core import seeding
-from save_dist.core.errors import DataError
+from save_dist.core.errors import ConfigError, DataError, listed
 from save_dist.data.transforms import log_normalise
+from save_dist.generation.carried import carried_means
+from save_dist.generation.compose import Composer, Course
 from save_dist.generation.draw import draw_counts
+from save_dist.generation.routes import Routes, check_composable
 from save_dist.generation.sampler import sample_conditions
 from save_dist.stores.bundle import ModelBundle, load_bundle
 from save_dist.transfer.recondition import expected_counts, latents, minibatches, target_codes
@@ -50,6 +53,8 @@ class Model:
         seed: int = 0,
         guidance: GuidanceConfig | None = None,
         solver: SolverConfig | None = None,
+        unseen: Literal["compose", "direct"] | None = None,
+        compose: ComposeConfig | None = None,
     ) -> anndata.AnnData:
         """Sample virtual cells.
 
@@ -59,27 +64,38 @@ class Model:
             seed: equal seeds give equal cells.
             guidance: classifier-free guidance; None: the plain conditional field.
             solver: ODE solver; None: midpoint, 5 steps.
+            unseen: how to come by combinations without training cells: carry their control cells
+                along a transport, or sample by labels. None: compose if the model can.
+            compose: how carried cells are decoded; None: anchored and mean-matched.
 
         Returns:
-            counts in X (uint16), conditions, `seen` and `n_train_cells` in obs, z in obsm X_save.
+            counts in X (uint16), conditions, `seen`, `n_train_cells` and `route` in obs, z in
+            obsm X_save.
 
         Raises:
-            ConfigError: for an unknown column or value.
+            ConfigError: for an unknown column or value, or composing without a transport.
         """
         if isinstance(conditions, Mapping):
             conditions = [conditions]
+        guidance, solver = guidance or GuidanceConfig(), solver or SolverConfig()
         rows = [self.bundle.conditions.encode_one(condition) for condition in conditions]
+        composer = self._composer(unseen, compose, guidance, solver)
         cells = sample_conditions(
             self.bundle,
             np.array(rows, dtype=np.int64),
             n_cells,
             seed=seed,
-            guidance=guidance or GuidanceConfig(),
-            solver=solver or SolverConfig(),
+            guidance=guidance,
+            solver=solver,
             cells_per_minibatch=MINIBATCH,
+            composer=composer,
         )
         codes = np.repeat(np.array(rows, dtype=np.int16), n_cells, axis=0)
         adata = self._table(cells.counts, self._obs(codes))
+        routes = Routes(self.bundle.conditions, {}) if composer is None else composer.routes
+        ways = [routes.of(row) for row in rows]
+        numbers = np.repeat([way.number for way in ways], n_cells)
+        adata.obs["route"] = pd.Categorical.from_codes(numbers, pd.Index(routes.names))
         adata.obsm["X_save"] = cells.latent
         return adata
 
@@ -101,32 +117,98 @@ class Model:
         return np.concatenate(out) if out else np.empty((0, self._n_latent), dtype=np.float32)
 
     def transfer(
-        self, adata: anndata.AnnData, target: Mapping[str, str], *, seed: int = 0
+        self,
+        adata: anndata.AnnData,
+        target: Mapping[str, str],
+        *,
+        seed: int = 0,
+        method: Literal["auto", "transport", "redecode"] = "auto",
+        compose: ComposeConfig | None = None,
     ) -> anndata.AnnData:
-        """The same cells under another condition: each keeps its latent and library size.
+        """The same cells under another condition.
 
         Args:
             adata: raw counts in X and the model's condition columns in obs.
             target: values to set; other columns keep each cell's own.
             seed: of the drawn counts.
+            method: `transport` carries latents and library sizes of cells at the reference of a
+                transported column to another value of it; `redecode` keeps both and changes the
+                decoder's condition alone; `auto` takes the first wherever it can.
+            compose: how carried cells are decoded; None: anchored and mean-matched.
 
         Returns:
-            counts in X, expected counts in layer `mean`, obs with the target's values.
+            counts in X, expected counts in layer `mean`, obs with the target's values; the method
+            in uns.
+
+        Raises:
+            ConfigError: for an unknown value, or cells that no transport carries to the target.
         """
         codes = self._codes(adata, self.bundle.conditions.columns)
         targets = target_codes(self.bundle, codes, target)
+        course = None
+        if method != "redecode" and self.carries(codes, target):
+            composer = self._composer("compose", compose, GuidanceConfig(), SolverConfig())
+            assert composer is not None, "compose was asked for"
+            course = composer.course_between(codes, targets)
+        elif method == "transport":
+            check_composable(self.bundle.transport_columns, "method='transport'")
+            raise ConfigError(
+                f"no transport carries these cells to {dict(target)}: every cell must be at the "
+                f"reference of one of {listed(self.bundle.transport_columns)} and change in it "
+                "alone, to a value seen in training; choose other cells or method='redecode'"
+            )
+        counts, means = self._transferred(adata, codes, targets, course, seed)
+        out = self._table(counts, self._obs(targets.astype(np.int16), adata.obs_names))
+        out.uns["save_dist"]["method"] = "redecode" if course is None else "transport"
+        out.layers["mean"] = means
+        return out
+
+    def carries(self, codes: Int[ndarray, "cell field"], target: Mapping[str, str]) -> bool:
+        """Whether transports lead from all these conditions to the target."""
+        starts = np.unique(codes.astype(np.int64), axis=0)
+        ends = target_codes(self.bundle, starts, target)
+        routes = Routes(self.bundle.conditions, self.bundle.support, self.bundle.transport_columns)
+        pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+        return all(routes.between(tuple(a), tuple(b)) is not None for a, b in pairs)
+
+    def _transferred(
+        self,
+        adata: anndata.AnnData,
+        codes: Int64[ndarray, "cell field"],
+        targets: Int64[ndarray, "cell field"],
+        course: Course | None,
+        seed: int,
+    ) -> tuple[UInt16[ndarray, "cell gene"], Float32[ndarray, "cell gene"]]:
+        """Counts and their expectations."""
         keys = seeding.cell_keys(seed, "transfer", 0, np.arange(adata.n_obs, dtype=np.int64))
         counts = np.empty((adata.n_obs, len(self.bundle.genes)), dtype=np.uint16)
         means = np.empty(counts.shape, dtype=np.float32)
         for part in minibatches(adata.n_obs, MINIBATCH):
             real = self._counts(adata, part)
-            means[part], inverse_dispersion = expected_counts(
-                self.bundle, log_normalise(real), codes[part], targets[part], real.sum(1)
-            )
+            cells = log_normalise(real), real.sum(1), codes[part], targets[part]
+            if course is None:
+                means[part], inverse_dispersion = expected_counts(self.bundle, *cells)
+            else:
+                means[part], inverse_dispersion = carried_means(
+                    self.bundle, *cells, course.of(part), keys[part], SolverConfig()
+                )
             counts[part] = draw_counts(means[part], inverse_dispersion, keys[part])
-        out = self._table(counts, self._obs(targets.astype(np.int16), adata.obs_names))
-        out.layers["mean"] = means
-        return out
+        return counts, means
+
+    def _composer(
+        self,
+        unseen: str | None,
+        compose: ComposeConfig | None,
+        guidance: GuidanceConfig,
+        solver: SolverConfig,
+    ) -> Composer | None:
+        """What carries cells of unseen combinations; None: every cell goes direct."""
+        columns = self.bundle.transport_columns
+        if unseen == "direct" or (unseen is None and not columns):
+            return None
+        check_composable(columns, "unseen='compose'")
+        routes = Routes(self.bundle.conditions, self.bundle.support, columns)
+        return Composer(self.bundle, routes, compose or ComposeConfig(), guidance, solver)
 
     @property
     def _n_latent(self) -> int:

@@ -14,7 +14,15 @@ N_PARTS = 3
 
 
 def tiny_plan(bundle, grid=GRID, output=OUTPUT):
-    return plan_grid(grid, output, CONDITIONS, bundle.support, bundle.hash, bundle.genes)
+    return plan_grid(
+        grid,
+        output,
+        CONDITIONS,
+        bundle.support,
+        bundle.hash,
+        bundle.genes,
+        bundle.transport_columns,
+    )
 
 
 def begin(folder, bundle_folder, **options):

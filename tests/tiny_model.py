@@ -3,10 +3,12 @@
 import numpy as np
 import torch
 
-from save_dist.config.schema import FlowConfig, VaeConfig
+from save_dist.config.schema import FlowConfig, TransportConfig, VaeConfig
 from save_dist.models.vae import Vae, VaeShape
 from save_dist.models.velocity import Velocity
 from save_dist.stores.bundle import LatentScale, load_bundle, save_bundle
+from save_dist.stores.profiles import Profiles
+from save_dist.stores.transports import Transport, make_transport_velocity
 from save_dist.vocab.blocks import GeneBlocks
 from save_dist.vocab.conditions import ConditionVocabulary
 from save_dist.vocab.genes import GeneVocabulary
@@ -21,7 +23,7 @@ SUPPORT = {(0, 0): 40, (0, 1): 30, (1, 0): 20, (1, 1): 10, (2, 0): 5}
 """Every combination but the held-out one."""
 
 
-def save_tiny_model(folder, *, n_genes=12, seed=0, likelihood="nb"):
+def save_tiny_model(folder, *, n_genes=12, seed=0, likelihood="nb", transport=False):
     """Publish a model of random weights; returns its hash."""
     vae_config = VaeConfig(
         backbone="mlp",
@@ -59,6 +61,32 @@ def save_tiny_model(folder, *, n_genes=12, seed=0, likelihood="nb"):
         vae_config=vae_config,
         flow_config=flow_config,
         about={"config_hash": "c0ffee", "git_commit": "abc"},
+        transport=tiny_transport(n_genes, seed) if transport else None,
+    )
+
+
+def tiny_transport(n_genes, seed=0):
+    """Random velocities along `condition`; profiles in which stim doubles the later genes."""
+    config = TransportConfig(columns=["condition"], width=16, depth=1, condition_width=8)
+    velocity = make_transport_velocity(4, CONDITIONS, config)
+    _shake(velocity, seed + 2)
+    codes = tuple(sorted(SUPPORT))
+    rng = np.random.default_rng(0)
+    base = rng.uniform(2, 20, n_genes)
+    types = rng.uniform(0.5, 2, (3, n_genes))
+    effect = np.where(np.arange(n_genes) < n_genes // 2, 1.0, 2.0)
+    means = np.array([base * types[kind] * effect**stim for kind, stim in codes])
+    return Transport(
+        config=config,
+        velocity=velocity,
+        profiles=Profiles(
+            codes,
+            np.array([SUPPORT[c] for c in codes], np.int64),
+            np.log1p(means / means.sum(1, keepdims=True) * 1e4).astype(np.float32),
+            means.astype(np.float32),
+        ),
+        temperatures={"condition": 0.4},
+        conditions=CONDITIONS,
     )
 
 

@@ -18,14 +18,21 @@ from typing import Any
 import torch
 
 from save_dist.cluster import runtime
-from save_dist.config.schema import ClusterConfig, FlowConfig, TrainingConfig, VaeConfig
+from save_dist.config.schema import (
+    ClusterConfig,
+    FlowConfig,
+    TrainingConfig,
+    TransportConfig,
+    VaeConfig,
+)
 from save_dist.core import errors
 from save_dist.core.durable import write_json
 from save_dist.core.errors import InfrastructureError, SaveDistError
 from save_dist.tracking.progress import Progress, Task
 from save_dist.tracking.tracker import Journal, parse_record
 from save_dist.training.loop import Ranks
-from save_dist.training.run import TrainPlan, run_stages, steps_done
+from save_dist.training.plan import TrainPlan
+from save_dist.training.run import run_stages, steps_done
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +129,7 @@ def _to_json(plan: TrainPlan, config: ClusterConfig, journal: Journal) -> dict[s
         "training": plan.training.model_dump(mode="json"),
         "vae": plan.vae.model_dump(mode="json"),
         "flow": plan.flow.model_dump(mode="json"),
+        "transport": plan.transport.model_dump(mode="json"),
         "vocabulary_hash": plan.vocabulary_hash,
         "attempt": journal.attempt,
         "n_threads": max(1, int(config.cpus_per_worker)),
@@ -135,6 +143,7 @@ def _from_json(config: dict[str, Any]) -> tuple[TrainPlan, Journal, int]:
         training=TrainingConfig.model_validate(config["training"]),
         vae=VaeConfig.model_validate(config["vae"]),
         flow=FlowConfig.model_validate(config["flow"]),
+        transport=TransportConfig.model_validate(config["transport"]),
         vocabulary_hash=config["vocabulary_hash"],
     )
     journal = Journal(plan.paths.metrics, attempt=config["attempt"])
@@ -232,4 +241,4 @@ def remaining(plan: TrainPlan) -> dict[str, int]:
 
 
 def _totals(plan: TrainPlan) -> dict[str, int]:
-    return {"vae": plan.vae.optim.n_steps, "flow": plan.flow.optim.n_steps}
+    return {stage: plan.section(stage).optim.n_steps for stage in plan.training.stages}

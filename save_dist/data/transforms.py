@@ -122,6 +122,8 @@ def unscale_max_abs(
     return np.asarray(scaled * max_log, dtype=np.float32)
 
 
+# no_type_check: numba cannot compile the wrapper that the shape checks of the tests put around
+# annotated functions (jaxtyping 0.3).
 @numba.njit(cache=True, nogil=True)
 @no_type_check
 def log_of(count: float, factor: float) -> float:

@@ -40,10 +40,10 @@ class Product:
         chosen = zip(self.choices, places, strict=True)
         return np.stack([np.array(codes, np.int16)[p] for codes, p in chosen], axis=1)
 
-    def n_within(self, support: Mapping[tuple[int, ...], int]) -> int:
-        """How many of these conditions have training cells."""
-        chosen = [set(codes) for codes in self.choices]
-        return sum(all(c in s for c, s in zip(key, chosen, strict=True)) for key in support)
+    def n_within(self, codes: Iterable[tuple[int, ...]]) -> int:
+        """How many of the given conditions, each named once, are among these."""
+        chosen = [set(choice) for choice in self.choices]
+        return sum(all(c in s for c, s in zip(key, chosen, strict=True)) for key in codes)
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,10 @@ class Listed:
         rows: ndarray = self.rows[numbers]
         return rows
 
-    def n_within(self, support: Mapping[tuple[int, ...], int]) -> int:
-        """How many of these conditions have training cells."""
-        return sum(tuple(row) in support for row in self.rows.tolist())
+    def n_within(self, codes: Iterable[tuple[int, ...]]) -> int:
+        """How many of the given conditions, each named once, are among these."""
+        wanted = set(codes)
+        return sum(tuple(row) in wanted for row in self.rows.tolist())
 
 
 Combinations = Product | Listed

@@ -6,7 +6,7 @@ lies follows from its row by division.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,11 +18,12 @@ from save_dist.config.schema import GridConfig, OutputConfig
 from save_dist.core.durable import digest
 from save_dist.core.errors import AtlasError, ConfigError, listed
 from save_dist.generation.combinations import Combinations, resolve
+from save_dist.generation.routes import Routes, check_composable
 from save_dist.stores.template import RESERVED_COLUMNS, AtlasLayout
 from save_dist.vocab.conditions import ConditionVocabulary
 from save_dist.vocab.genes import GeneVocabulary
 
-FORMAT = 1
+FORMAT = 2
 """Version of how a plan becomes cells; raised when the same plan would give other numbers."""
 BYTES_PER_VALUE = 0.1
 """Compressed bytes per cell and gene, as measured on sparse counts; for estimates."""
@@ -53,6 +54,8 @@ class GridSummary:
     n_conditions: int
     n_seen: int
     n_unseen: int
+    n_composed: int
+    """Unseen conditions that are carried from a control; the others go direct."""
     n_cells: int
     n_parts: int
     bytes_estimate: int
@@ -70,6 +73,7 @@ class GridPlan:
     genes: GeneVocabulary
     model_hash: str
     conditions: Combinations
+    routes: Routes
 
     @property
     def n_conditions(self) -> int:
@@ -97,6 +101,7 @@ class GridPlan:
                 "format": FORMAT,
                 "model": self.model_hash,
                 "vocabulary": self.vocabulary.hash,
+                "routes": list(self.routes.names),
                 "grid": resolved(self.grid),
                 "output": resolved(self.output),
             }
@@ -131,9 +136,12 @@ class GridPlan:
             plan_hash=self.hash,
             model_hash=self.model_hash,
             plan=self.to_json(),
+            routes=self.routes.names,
             about={
                 "guidance": resolved(self.grid.guidance),
                 "solver": resolved(self.grid.solver),
+                "unseen": self.grid.unseen,
+                "compose": resolved(self.grid.compose),
                 "seed": self.grid.seed,
                 "cells_per_condition": self.grid.cells_per_condition,
                 "cells_per_minibatch": self.output.cells_per_minibatch,
@@ -148,6 +156,7 @@ class GridPlan:
             n_conditions=self.n_conditions,
             n_seen=n_seen,
             n_unseen=self.n_conditions - n_seen,
+            n_composed=self.conditions.n_within(self.routes.composed()),
             n_cells=self.n_cells,
             n_parts=self.n_parts,
             bytes_estimate=round(self.n_cells * (len(self.genes) * BYTES_PER_VALUE + 16)),
@@ -170,6 +179,7 @@ class GridPlan:
         vocabulary: ConditionVocabulary,
         support: Mapping[tuple[int, ...], int],
         genes: GeneVocabulary,
+        transport_columns: Sequence[str] = (),
     ) -> "GridPlan":
         """Plan again what `to_json` wrote, with the conditions and support of the same model.
 
@@ -178,7 +188,9 @@ class GridPlan:
         """
         grid = GridConfig.model_validate(value["grid"])
         output = OutputConfig.model_validate(value["output"])
-        plan = plan_grid(grid, output, vocabulary, support, value["model_hash"], genes)
+        plan = plan_grid(
+            grid, output, vocabulary, support, value["model_hash"], genes, transport_columns
+        )
         if plan.hash != value["hash"]:
             raise AtlasError(
                 f"the recorded plan has hash {value['hash']} (format {value['format']}), planned "
@@ -195,6 +207,7 @@ def plan_grid(
     support: Mapping[tuple[int, ...], int],
     model_hash: str,
     genes: GeneVocabulary,
+    transport_columns: Sequence[str] = (),
 ) -> GridPlan:
     """Resolve a grid against a model's conditions.
 
@@ -205,10 +218,12 @@ def plan_grid(
         support: training cells per combination of codes.
         model_hash: identity of the model.
         genes: genes of the model.
+        transport_columns: columns along which the model can carry cells.
 
     Raises:
         ConfigError: for an unknown column or value, an empty grid, one too large, an unseen
-            combination where these are refused, or a column name the atlas keeps for itself.
+            combination where these are refused, composing with a model that has no transport, or
+            a column name the atlas keeps for itself.
     """
     if kept := [c for c in vocabulary.columns if c in RESERVED_COLUMNS or "/" in c]:
         raise ConfigError(
@@ -216,7 +231,11 @@ def plan_grid(
             f"of {listed(RESERVED_COLUMNS)}; rename it in conditions.columns and train again"
         )
     conditions = resolve(grid, vocabulary)
-    plan = GridPlan(grid, output, vocabulary, support, genes, model_hash, conditions)
+    if grid.unseen == "compose":
+        check_composable(transport_columns, "grid.unseen=compose")
+    columns = transport_columns if grid.unseen == "compose" else ()
+    routes = Routes(vocabulary, support, tuple(columns))
+    plan = GridPlan(grid, output, vocabulary, support, genes, model_hash, conditions, routes)
     if grid.unseen == "refuse":
         _refuse_unseen(plan)
     return plan
@@ -234,5 +253,5 @@ def _refuse_unseen(plan: GridPlan) -> None:
     raise ConfigError(
         f"{n_unseen} of {plan.n_conditions} combinations were never trained on and grid.unseen is "
         f"'refuse': {named}{' ...' if n_unseen > 5 else ''}; exclude them, or set "
-        "grid.unseen=direct"
+        "grid.unseen=direct or compose"
     )

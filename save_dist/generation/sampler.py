@@ -14,10 +14,16 @@ from numpy import ndarray
 
 from save_dist.config.schema import GuidanceConfig, SolverConfig
 from save_dist.core.errors import ConfigError
-from save_dist.core.seeding import cell_keys, normals
-from save_dist.flow.guidance import Field, guided
-from save_dist.flow.solver import integrate
+from save_dist.core.seeding import cell_keys
+from save_dist.generation.compose import Composer
 from save_dist.generation.draw import draw_counts
+from save_dist.generation.latents import (
+    carry,
+    check_finite,
+    flow_from_noise,
+    stream,
+    unstandardise,
+)
 from save_dist.stores.bundle import ModelBundle
 
 
@@ -57,6 +63,7 @@ def sample_conditions(
     guidance: GuidanceConfig,
     solver: SolverConfig,
     cells_per_minibatch: int,
+    composer: Composer | None = None,
 ) -> SampledCells:
     """The first `n_cells` cells of every condition, condition by condition.
 
@@ -77,6 +84,7 @@ def sample_conditions(
         guidance=guidance,
         solver=solver,
         cells_per_minibatch=cells_per_minibatch,
+        composer=composer,
     )
 
 
@@ -88,6 +96,7 @@ def sample_cells(
     guidance: GuidanceConfig,
     solver: SolverConfig,
     cells_per_minibatch: int,
+    composer: Composer | None = None,
 ) -> SampledCells:
     """Cells of any conditions; each `cells_per_minibatch` neighbours share a minibatch.
 
@@ -101,7 +110,14 @@ def sample_cells(
     n_evaluations = 0
     for start in range(0, n_cells, cells_per_minibatch):
         rows = slice(start, start + cells_per_minibatch)
-        cells = sample_minibatch(bundle, codes[rows], seeds[rows], guidance=guidance, solver=solver)
+        cells = sample_minibatch(
+            bundle,
+            codes[rows],
+            seeds[rows],
+            guidance=guidance,
+            solver=solver,
+            composer=composer,
+        )
         counts[rows], latent[rows], library[rows] = cells.counts, cells.latent, cells.library
         n_evaluations += cells.n_evaluations
     return SampledCells(counts, latent, library, n_evaluations)
@@ -114,64 +130,41 @@ def sample_minibatch(
     *,
     guidance: GuidanceConfig,
     solver: SolverConfig,
+    composer: Composer | None = None,
 ) -> SampledCells:
     """Cells sampled at once, on the device of the bundle.
+
+    Args:
+        bundle: the model.
+        codes: condition of each cell.
+        seeds: of each cell.
+        guidance: of the flow.
+        solver: of flow and transport.
+        composer: carries the cells of unseen combinations; None: every cell goes direct.
 
     Raises:
         ConfigError: if the flow leaves the range of numbers, naming a condition where it did.
     """
-    device = next(bundle.velocity.parameters()).device
-    code_tensor = torch.from_numpy(codes).to(device)
-    scale = bundle.latent_scale
-    noise = normals(_stream(seeds, "noise"), scale.mean.size)
+    course = None if composer is None else composer.course(codes)
     with torch.inference_mode():
-        solution = integrate(
-            _field(bundle, code_tensor, guidance),
-            torch.from_numpy(noise).to(device),
-            method=solver.method,
-            n_steps=solver.n_steps,
-            tolerance=solver.tolerance,
-        )
-        mean, sd = (torch.from_numpy(a).to(device) for a in (scale.mean, scale.sd))
-        y = solution.x_1 * sd + mean
-        latent, library = y[:, :-1].contiguous(), y[:, -1].exp()
-        _check_finite(bundle, codes, torch.cat([latent, library[:, None]], dim=1))
-        px = bundle.vae.decode(latent, code_tensor, library)
+        start = codes if course is None else course.start
+        solution = flow_from_noise(bundle, start, seeds, guidance, solver)
+        x, n_evaluations, offset = solution.x_1, solution.n_evaluations, None
+        if course is not None:
+            carried = course.carried.to(x.device)
+            moved = carry(bundle, x[carried], course.told, solver)
+            x = x.index_copy(0, carried, moved.x_1)
+            n_evaluations += moved.n_evaluations
+            offset = course.offset.to(x.device)
+        cells = unstandardise(bundle, x)
+        check_finite(bundle, codes, cells)
+        condition = torch.from_numpy(codes).to(x.device)
+        px = bundle.vae.decode(cells.latent, condition, cells.library, logit_offset=offset)
         counts = draw_counts(
             px.mean.float().cpu().numpy(),
             px.inverse_dispersion.float().cpu().numpy(),
-            _stream(seeds, "counts"),
+            stream(seeds, "counts"),
         )
-    return SampledCells(counts, latent.cpu().numpy(), library.cpu().numpy(), solution.n_evaluations)
-
-
-def _field(
-    bundle: ModelBundle, codes: Int64[torch.Tensor, "cell field"], guidance: GuidanceConfig
-) -> Field:
-    """The guided velocity field; a column that guidance does not name keeps its plain weight 1."""
-    weights = [guidance.columns.get(column, 1.0) for column in bundle.conditions.columns]
-    return guided(
-        bundle.velocity,
-        codes,
-        bundle.conditions.mask_codes,
-        scale=guidance.scale,
-        column_weights=weights if guidance.columns else None,
-        interval=guidance.interval,
+    return SampledCells(
+        counts, cells.latent.cpu().numpy(), cells.library.cpu().numpy(), n_evaluations
     )
-
-
-def _stream(seeds: UInt64[ndarray, " cell"], purpose: str) -> UInt64[ndarray, " cell"]:
-    """One stream per purpose and cell, from the cell's seed alone."""
-    return cell_keys(0, purpose, 0, seeds.view(np.int64))
-
-
-def _check_finite(
-    bundle: ModelBundle, codes: Int64[ndarray, "cell field"], y: torch.Tensor
-) -> None:
-    bad = ~torch.isfinite(y).all(dim=1).cpu().numpy()
-    if bad.any():
-        condition = bundle.conditions.decode_one(codes[bad][0].tolist())
-        raise ConfigError(
-            f"sampling gave no finite numbers for {bad.sum()} of {bad.size} cells, e.g. of "
-            f"{condition}; lower grid.guidance, raise grid.solver.n_steps, or train longer"
-        )

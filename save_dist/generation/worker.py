@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from save_dist.core.errors import AtlasError
+from save_dist.generation.compose import Composer
 from save_dist.generation.grid import GridPlan, Part
 from save_dist.generation.sampler import cell_seeds, sample_cells
-from save_dist.stores.bundle import load_bundle
+from save_dist.stores.bundle import ModelBundle, load_bundle
 from save_dist.stores.part import PartColumns, write_part
 from save_dist.stores.receipts import Receipt, read_receipt, read_record
 
@@ -42,8 +43,13 @@ class PartWorker:
                 "folder"
             )
         self._plan = GridPlan.from_json(
-            self._record.plan, self._bundle.conditions, self._bundle.support, self._bundle.genes
+            self._record.plan,
+            self._bundle.conditions,
+            self._bundle.support,
+            self._bundle.genes,
+            self._bundle.transport_columns,
         )
+        self._composer = _composer(self._bundle, self._plan)
 
     def run(self, part: int) -> Receipt:
         """Make sure a part stands in the atlas; one whose every byte verifies is left alone."""
@@ -72,6 +78,7 @@ class PartWorker:
             for s, row in zip(part.segments, rows.tolist(), strict=True)
         ]
         support = [plan.support.get(tuple(row), 0) for row in rows.tolist()]
+        routes = [plan.routes.of(tuple(row)) for row in rows.tolist()]
         codes, cell_seed = np.repeat(rows, sizes, axis=0), np.concatenate(seeds)
         cells = sample_cells(
             self._bundle,
@@ -80,12 +87,22 @@ class PartWorker:
             guidance=plan.grid.guidance,
             solver=plan.grid.solver,
             cells_per_minibatch=plan.output.cells_per_minibatch,
+            composer=self._composer,
         )
         columns = PartColumns(
             counts=cells.counts,
             codes=codes,
             n_train_cells=np.repeat(np.array(support, np.int64), sizes),
-            route=np.zeros(part.n_cells, np.int16),
+            route=np.repeat(np.array([r.number for r in routes], np.int16), sizes),
+            n_route_cells=np.repeat(np.array([r.n_start_cells for r in routes], np.int64), sizes),
             cell_seed=cell_seed,
         )
         return columns, cells.n_evaluations
+
+
+def _composer(bundle: ModelBundle, plan: GridPlan) -> Composer | None:
+    """What carries the cells of unseen combinations, if the plan asks for it."""
+    if plan.grid.unseen != "compose":
+        return None
+    grid = plan.grid
+    return Composer(bundle, plan.routes, grid.compose, grid.guidance, grid.solver)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from save_dist.config.schema import FlowConfig
+from save_dist.config.schema import VelocityConfig
 from save_dist.models.conditioning import ConditionEmbedding
 from save_dist.models.layers import AdaptiveBlock, Modulation, adaptive_norm
 
@@ -30,7 +30,7 @@ class Velocity(nn.Module):
         config: backbone and widths.
     """
 
-    def __init__(self, dim: int, sizes: Sequence[int], config: FlowConfig) -> None:
+    def __init__(self, dim: int, sizes: Sequence[int], config: VelocityConfig) -> None:
         super().__init__()
         self.dim, self.sizes, self.config = dim, tuple(sizes), config
         self.condition = ConditionEmbedding(sizes, config.condition_width)
@@ -73,7 +73,7 @@ class TimeEmbedding(nn.Module):
 class TokenBackbone(nn.Module):
     """Transformer over the latent cut into tokens; the last token is padded with zeros."""
 
-    def __init__(self, dim: int, config: FlowConfig) -> None:
+    def __init__(self, dim: int, config: VelocityConfig) -> None:
         super().__init__()
         self.dim, self.token_width = dim, config.token_width
         n_tokens = math.ceil(dim / config.token_width)
@@ -104,7 +104,7 @@ class TokenBackbone(nn.Module):
 class DenseBackbone(nn.Module):
     """Residual perceptrons over the whole latent, steered as the transformer's."""
 
-    def __init__(self, dim: int, config: FlowConfig) -> None:
+    def __init__(self, dim: int, config: VelocityConfig) -> None:
         super().__init__()
         self.projection = nn.Linear(dim, config.width)
         self.layers = nn.ModuleList(

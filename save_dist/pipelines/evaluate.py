@@ -127,7 +127,7 @@ def _curves(context: Context) -> dict[str, tuple[list[int], list[float]]]:
     """
     points: dict[str, dict[int, float]] = {}
     for record_ in read_records(context.paths.metrics, kind="metrics"):
-        if record_.run in ("vae", "flow") and record_.step is not None:
+        if record_.run in ("vae", "flow", "transport") and record_.step is not None:
             for name, value in record_.values.items():
                 if name not in CURVES:
                     continue

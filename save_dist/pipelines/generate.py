@@ -1,5 +1,7 @@
 """Generate: model and declared grid -> a complete, verified atlas."""
 
+import dataclasses
+import logging
 from collections.abc import Sequence
 
 from save_dist.cluster import generate as cluster_generate
@@ -13,10 +15,13 @@ from save_dist.stores import atlas
 from save_dist.stores.bundle import load_bundle
 from save_dist.stores.receipts import missing_parts
 
+logger = logging.getLogger(__name__)
+
 
 def generate(config: GenerateJob | PipelineJob, context: Context) -> Summary:
     """Write the parts that have no receipt yet; complete means every part of the plan has one."""
     plan, path = plan_for(config, context.paths), context.paths.atlas
+    logger.info("event=planned summary=%s", dataclasses.asdict(plan.summary()))
     atlas.create_template(path, plan.layout(), versions=versions())
 
     missing = missing_parts(path)
@@ -53,6 +58,7 @@ def plan_for(config: GenerateJob | PipelineJob, paths: RunPaths) -> GridPlan:
         bundle.support,
         bundle.hash,
         bundle.genes,
+        bundle.transport_columns,
     )
 
 

@@ -1,16 +1,20 @@
-"""Train: SOMA store and vocabulary -> VAE, latents, flow -> exported model."""
+"""Train: SOMA store and vocabulary -> VAE, latents, flow, transport -> exported model."""
 
 from save_dist.cluster import train as cluster_train
 from save_dist.config.load import config_hash
 from save_dist.config.schema import PipelineJob, TrainJob
-from save_dist.core.durable import digest
+from save_dist.core.durable import digest, read_json
 from save_dist.core.errors import DataError
 from save_dist.data.splits import TRAIN
 from save_dist.pipelines.context import Context, Summary, finished, record
 from save_dist.pipelines.provenance import provenance
 from save_dist.stores.bundle import save_bundle
+from save_dist.stores.profiles import best_temperature
+from save_dist.stores.transports import Transport
 from save_dist.stores.vocabulary import RunVocabulary, load_vocabulary
 from save_dist.training import run as training
+from save_dist.training.plan import TrainPlan, make_stream_plan
+from save_dist.training.profiles import combination_profiles
 
 
 def train(config: TrainJob | PipelineJob, context: Context) -> Summary:
@@ -18,44 +22,49 @@ def train(config: TrainJob | PipelineJob, context: Context) -> Summary:
     vocabulary = open_vocabulary(context)
     plan = make_plan(config, context, vocabulary)
     key = digest({stage: plan.hash_of(stage) for stage in plan.training.stages})
-    if (summary := finished(context, "train", key)) is not None:
-        return summary
+    if _exported_stages(context) == plan.training.stages:
+        summary = finished(context, "train", key)
+        if summary is not None:
+            return summary
 
     n_steps = cluster_train.remaining(plan)
     for stage in plan.training.stages:
-        section = config.vae if stage == "vae" else config.flow
         context.journal.child(stage).start(plan.hash_of(stage))
-        context.journal.child(stage).params({stage: section.model_dump(mode="json")})
+        context.journal.child(stage).params({stage: plan.section(stage).model_dump(mode="json")})
     cluster_train.fit(plan, config.cluster, context.journal, context.progress)
     for stage in plan.training.stages:
         context.journal.child(stage).end("FINISHED")
 
-    if "flow" not in plan.training.stages:
-        return {"steps": n_steps}
-    model_hash = export(plan, vocabulary, config, context)
-    return record(context, "train", key, {"steps": n_steps, "model_hash": model_hash})
+    summary = {"steps": n_steps, "stages": plan.training.stages}
+    if training.steps_done(plan, "flow") < plan.flow.optim.n_steps:
+        return summary
+    summary["model_hash"] = export(plan, vocabulary, config, context)
+    return record(context, "train", key, summary)
 
 
 def make_plan(
     config: TrainJob | PipelineJob, context: Context, vocabulary: RunVocabulary
-) -> training.TrainPlan:
+) -> TrainPlan:
     """What the ranks need, checked against the size of the training set."""
-    plan = training.TrainPlan(
+    plan = TrainPlan(
         root=context.paths.root,
         seed=config.run.seed,
         training=config.training,
         vae=config.vae,
         flow=config.flow,
+        transport=config.transport,
         vocabulary_hash=vocabulary.hash,
     )
     n_cells = vocabulary.index.where(TRAIN).n_cells
-    for optim in (config.vae.optim, config.flow.optim):
-        training.make_stream_plan(plan, optim, n_cells)
+    for stage in {"vae", "flow", *config.training.stages}:
+        make_stream_plan(plan, plan.section(stage).optim, n_cells)
+    if "transport" in config.training.stages:
+        training.transport_pairs(plan, vocabulary)
     return plan
 
 
 def export(
-    plan: training.TrainPlan,
+    plan: TrainPlan,
     vocabulary: RunVocabulary,
     config: TrainJob | PipelineJob,
     context: Context,
@@ -73,9 +82,36 @@ def export(
         vae_config=config.vae,
         flow_config=config.flow,
         about=provenance(context.paths) | {"config_hash": config_hash(config)},
+        transport=_transport(plan, vocabulary) if "transport" in plan.training.stages else None,
     )
     context.journal.artifact(context.paths.model, "model")
     return model_hash
+
+
+def _transport(plan: TrainPlan, vocabulary: RunVocabulary) -> Transport:
+    """The trained transport, and the averages of the training cells that decoding needs."""
+    index, pairs = vocabulary.index.where(TRAIN), training.transport_pairs(plan, vocabulary)
+    profiles = combination_profiles(vocabulary.store, index, vocabulary.gene_positions)
+    columns = vocabulary.conditions.columns
+    return Transport(
+        config=plan.transport,
+        velocity=training.load_transport(plan, vocabulary),
+        profiles=profiles,
+        temperatures={
+            name: best_temperature(profiles, [p for p in pairs if columns[p.column] == name])
+            for name in plan.transport.columns
+        },
+        conditions=vocabulary.conditions,
+    )
+
+
+def _exported_stages(context: Context) -> list[str]:
+    """Stages that the exported model came from; a stage more or less is no conflict.
+
+    Checkpoints know their settings, so stages of other settings are still refused.
+    """
+    path = context.paths.stages / "train.json"
+    return list(read_json(path)["summary"]["stages"]) if path.is_file() else []
 
 
 def open_vocabulary(context: Context) -> RunVocabulary:

@@ -34,6 +34,9 @@ def transfer(config: TransferJob, context: Context) -> Summary:
 
     index = _matching(vocabulary, wanted.source)
     names = _cell_ids(vocabulary, index)
+    method = wanted.method  # of all cells alike, however they are read
+    if method == "auto":
+        method = "transport" if model.carries(index.codes, wanted.target) else "redecode"
     out = []
     with context.progress.task("transferring", index.n_cells, "cells") as task:
         for first, cells in dense_cells(
@@ -41,12 +44,18 @@ def transfer(config: TransferJob, context: Context) -> Summary:
         ):
             rows = slice(first, first + cells.library.size)
             real = _as_anndata(vocabulary, cells.counts, index.codes[rows], names[rows])
-            out.append(model.transfer(real, wanted.target, seed=config.run.seed))
+            moved = model.transfer(real, wanted.target, seed=config.run.seed, method=method)
+            out.append(moved)
             task.update(rows.stop)
 
     path = context.paths.root / wanted.output
     _write(anndata.concat(out, merge="same", uns_merge="same"), path)
-    summary = {"n_cells": index.n_cells, "output": str(path), "model_hash": model.bundle.hash}
+    summary = {
+        "n_cells": index.n_cells,
+        "output": str(path),
+        "method": method,
+        "model_hash": model.bundle.hash,
+    }
     return record(context, "transfer", key, summary)
 
 

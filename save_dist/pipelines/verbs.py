@@ -60,7 +60,11 @@ def _plan_train(config: schema.TrainJob | schema.PipelineJob) -> Summary:
             "cells_per_step": section.optim.cells_per_step,
             "cells_per_rank": section.optim.cells_per_step // config.cluster.n_workers,
         }
-        for stage, section in (("vae", config.vae), ("flow", config.flow))
+        for stage, section in (
+            ("vae", config.vae),
+            ("flow", config.flow),
+            ("transport", config.transport),
+        )
         if stage in config.training.stages
     }
 

@@ -6,7 +6,7 @@ nothing else: where and when a model was trained stands beside, in the manifest.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,13 +21,14 @@ from save_dist.core.durable import digest, publish_folder, read_json, verify_fol
 from save_dist.core.errors import CheckpointError
 from save_dist.models.vae import Vae, VaeShape
 from save_dist.models.velocity import Velocity
+from save_dist.stores.transports import PROFILES, WEIGHTS, Transport, read_transport
 from save_dist.vocab.blocks import GeneBlocks
 from save_dist.vocab.conditions import ConditionVocabulary
 from save_dist.vocab.genes import GeneVocabulary
 
 Module = TypeVar("Module", bound=nn.Module)
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout."""
 
 
@@ -56,6 +57,13 @@ class ModelBundle:
     about: Mapping[str, Any]
     """Provenance: config hash, data hash, versions, git commit."""
     hash: str
+    transport: Transport | None = None
+    """How cells are carried to combinations that were never trained on."""
+
+    @property
+    def transport_columns(self) -> tuple[str, ...]:
+        """Columns along which cells can be carried."""
+        return () if self.transport is None else tuple(self.transport.config.columns)
 
 
 def save_bundle(
@@ -71,6 +79,7 @@ def save_bundle(
     vae_config: VaeConfig,
     flow_config: FlowConfig,
     about: Mapping[str, Any],
+    transport: Transport | None = None,
 ) -> str:
     """Publish a model folder; one that stands there is replaced.
 
@@ -85,6 +94,7 @@ def save_bundle(
         "vae": vae_config.model_dump(mode="json"),
         "flow": flow_config.model_dump(mode="json"),
         "support": [[*codes, n] for codes, n in sorted(support.items())],
+        "transport": None if transport is None else transport.facts(),
     }
     beside = {"about": dict(about), "about_digest": digest(dict(about))}
     with publish_folder(folder, beside) as aside:
@@ -95,6 +105,9 @@ def save_bundle(
             {name: torch.from_numpy(values.copy()) for name, values in scale.items()},
             aside / "latent_scale.safetensors",
         )
+        if transport is not None:
+            _save_weights(transport.velocity, aside / WEIGHTS)
+            transport.profiles.save(aside / PROFILES)
         write_json(aside / "genes.json", genes.to_json())
         write_json(aside / "conditions.json", conditions.to_json())
         write_json(aside / "blocks.json", blocks.to_json())
@@ -137,7 +150,21 @@ def load_bundle(folder: Path, device: str = "cpu") -> ModelBundle:
         flow_config=flow_config,
         about=manifest["about"],
         hash=digest(manifest["files"]),
+        transport=_load_transport(folder, facts["transport"], vae_config, conditions, device),
     )
+
+
+def _load_transport(
+    folder: Path,
+    facts: Mapping[str, Any] | None,
+    vae_config: VaeConfig,
+    conditions: ConditionVocabulary,
+    device: str,
+) -> Transport | None:
+    if facts is None:
+        return None
+    empty = read_transport(folder, facts, vae_config.latent_dim, conditions)
+    return replace(empty, velocity=_load_weights(empty.velocity, folder / WEIGHTS, device))
 
 
 def _empty_vae(

@@ -36,7 +36,9 @@ class PartColumns:
     n_train_cells: Int64[ndarray, " cell"]
     """Training cells of the cell's combination; 0 marks an unseen one."""
     route: Int16[ndarray, " cell"]
-    """Position in `template.ROUTES`."""
+    """Position in the routes of the layout."""
+    n_route_cells: Int64[ndarray, " cell"]
+    """Training cells of the combination that the cell's route starts at."""
     cell_seed: UInt64[ndarray, " cell"]
 
 
@@ -127,6 +129,7 @@ def _values(record: AtlasRecord, part: int, columns: PartColumns) -> Iterator[tu
         "obs/_index": np.array([f"cell-{row}" for row in range(start, stop)], dtype=object),
         "obs/seen": columns.n_train_cells > 0,
         "obs/n_train_cells": columns.n_train_cells,
+        "obs/n_route_cells": columns.n_route_cells,
         "obs/part": np.full(stop - start, part, np.int32),
         "obs/cell_seed": columns.cell_seed,
         "obs/route/codes": columns.route,

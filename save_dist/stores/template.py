@@ -13,10 +13,9 @@ import numpy as np
 import zarr
 from numpy import ndarray
 
-RESERVED_COLUMNS = ("_index", "seen", "n_train_cells", "route", "part", "cell_seed")
+_OWN_COLUMNS = ("seen", "n_train_cells", "route", "n_route_cells", "part", "cell_seed")
+RESERVED_COLUMNS = ("_index", *_OWN_COLUMNS)
 """obs columns that the atlas writes itself; no condition may have such a name."""
-ROUTES = ("direct",)
-"""How the cells of a combination came about: sampled with their own labels."""
 COMPLETE = "uns/save_dist/complete"
 """Where an atlas says whether it is complete."""
 CONFIG = {"write_empty_chunks": True}
@@ -25,6 +24,7 @@ CONFIG = {"write_empty_chunks": True}
 _NUMBERS: dict[str, tuple[str, bool | int]] = {
     "seen": ("bool", False),
     "n_train_cells": ("int64", -1),
+    "n_route_cells": ("int64", -1),
     "part": ("int32", -1),
     "cell_seed": ("uint64", 0),
 }
@@ -44,6 +44,8 @@ class AtlasLayout:
     model_hash: str
     plan: Mapping[str, Any]
     """The request, recorded for the workers; JSON-able."""
+    routes: tuple[str, ...]
+    """Ways in which cells of this plan come about."""
     about: Mapping[str, Any]
     """Goes to uns/save_dist: guidance, solver, origin of labels. Numbers, text, lists, dicts."""
 
@@ -77,8 +79,8 @@ def lay_out(store: Path, layout: AtlasLayout, versions: Mapping[str, str]) -> tu
 
 
 def _lay_out_obs(obs: Any, layout: AtlasLayout) -> list[str]:
-    categoricals = {**layout.categories, "route": ROUTES}
-    order = [*layout.categories, "seen", "n_train_cells", "route", "part", "cell_seed"]
+    categoricals = {**layout.categories, "route": layout.routes}
+    order = [*layout.categories, *_OWN_COLUMNS]
     _describe_frame(obs, order)
     names = [_per_cell(obs, "_index", layout, "string", "", "string-array")]
     for column in order:

@@ -1,67 +1,37 @@
-"""Both stages of training on one rank: VAE, latents, flow. Called on every rank alike."""
+"""All stages of training on one rank: VAE, latents, flow, transport. Called on every rank."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from save_dist.config.schema import FlowConfig, OptimConfig, TrainingConfig, VaeConfig
+from save_dist.config.schema import (
+    OptimConfig,
+)
 from save_dist.core.durable import digest
-from save_dist.core.paths import RunPaths
 from save_dist.data.cache import ensure_cache
 from save_dist.data.partition import StreamPlan
 from save_dist.data.source import SomaSource
-from save_dist.data.splits import TRAIN, VALIDATION, CellIndex
+from save_dist.data.splits import TRAIN, CellIndex
 from save_dist.data.stream import CellStream
 from save_dist.models.vae import Vae, VaeShape
 from save_dist.models.velocity import Velocity
 from save_dist.stores.bundle import LatentScale
 from save_dist.stores.checkpoint import Checkpoint, CheckpointStore
 from save_dist.stores.latents import LatentStore
+from save_dist.stores.transports import make_transport_velocity, pair_codes
 from save_dist.stores.vocabulary import RunVocabulary, load_vocabulary
-from save_dist.training.latents import LatentStream, dense_cells, encode_cells, latent_scale
+from save_dist.training.latents import LatentStream, encode_cells, latent_scale
 from save_dist.training.loop import FitInput, Ranks, Reporter, fit
+from save_dist.training.plan import TrainPlan, make_stream_plan
 from save_dist.training.steps import Draws, FlowStage, VaeStage
+from save_dist.training.transport import PairSampler, TransportStage, TransportStream
+from save_dist.training.validation import VaeValidation
+from save_dist.vocab.transports import Pair, check_pairs, control_pairs, reference_codes
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """What every rank needs to know; small, and the same on all of them."""
-
-    root: Path
-    seed: int
-    training: TrainingConfig
-    vae: VaeConfig
-    flow: FlowConfig
-    vocabulary_hash: str
-
-    @property
-    def paths(self) -> RunPaths:
-        """Places of the run."""
-        return RunPaths(self.root)
-
-    def hash_of(self, stage: str) -> str:
-        """Identity of a stage: all that decides its weights. The flow's includes the VAE's.
-
-        Intervals of logging and checkpoints, the cache and the number of ranks are not in it.
-        """
-        stream = self.training.stream.model_dump(mode="json", exclude={"cache_bytes", "cache_dir"})
-        facts = {
-            "seed": self.seed,
-            "stream": stream,
-            "vae": self.vae.model_dump(mode="json"),
-            "vocabulary": self.vocabulary_hash,
-        }
-        if stage == "flow":
-            facts["flow"] = self.flow.model_dump(mode="json")
-        return digest(facts)
 
 
 def run_stages(plan: TrainPlan, ranks: Ranks, reporter: Reporter, device: torch.device) -> None:
@@ -74,9 +44,13 @@ def run_stages(plan: TrainPlan, ranks: Ranks, reporter: Reporter, device: torch.
     vocabulary = load_vocabulary(plan.paths.vocab)
     if "vae" in plan.training.stages:
         train_vae(plan, vocabulary, ranks, reporter, device)
+    if set(plan.training.stages) <= {"vae"}:
+        return
+    store = encode(plan, vocabulary, ranks, device)
     if "flow" in plan.training.stages:
-        store = encode(plan, vocabulary, ranks, device)
         train_flow(plan, vocabulary, store, ranks, reporter, device)
+    if "transport" in plan.training.stages:
+        train_transport(plan, vocabulary, store, ranks, reporter, device)
 
 
 def train_vae(
@@ -165,36 +139,50 @@ def train_flow(
     _fit(plan, inputs, plan.flow.optim, ranks, reporter)
 
 
-class VaeValidation:
-    """Negative log-likelihood and KL of held-back cells under q's mean, conditions unmasked."""
+def train_transport(
+    plan: TrainPlan,
+    vocabulary: RunVocabulary,
+    store: LatentStore,
+    ranks: Ranks,
+    reporter: Reporter,
+    device: torch.device,
+) -> None:
+    """Latents of control and other cells -> transport checkpoints."""
+    index, config = vocabulary.index.where(TRAIN), plan.transport
+    stream_plan = make_stream_plan(plan, config.optim, index.n_cells)
+    pairs = transport_pairs(plan, vocabulary)
+    sampler = PairSampler(
+        np.asarray(index.codes),
+        pairs,
+        cells_per_lane=stream_plan.cells_per_lane,
+        cells_per_group=config.cells_per_group,
+        seed=plan.seed,
+    )
+    stream = TransportStream(
+        store,
+        np.asarray(index.joinids),
+        sampler,
+        pair_codes(vocabulary.conditions, config.columns, pairs),
+        stream_plan.lanes_of(ranks.rank, ranks.world_size),
+    )
+    module = make_transport(plan, vocabulary).to(device)
+    stage = TransportStage(module, config, latent_scale(store), _draws(plan, stream_plan))
+    cells_per_rank = _cells_per_rank(config.optim, ranks)
+    inputs = FitInput(stage, stream.batches, cells_per_rank, None, lambda: 0.0)
+    _fit(plan, inputs, config.optim, ranks, reporter)
 
-    def __init__(self, vocabulary: RunVocabulary, plan: TrainPlan, device: torch.device) -> None:
-        index = vocabulary.index.where(VALIDATION)
-        index = index.take(np.arange(min(index.n_cells, 2048)))
-        codes = torch.from_numpy(index.codes.astype(np.int64))
-        self._minibatches = [
-            (
-                torch.from_numpy(cells.log_x).to(device),
-                torch.from_numpy(cells.counts).to(device),
-                codes[first : first + cells.library.size].to(device),
-            )
-            for first, cells in dense_cells(
-                vocabulary.store, index, vocabulary.gene_positions, n_cells=512
-            )
-        ]
-        self._n_latent = plan.vae.latent_dim
 
-    def losses(self, module: nn.Module) -> Mapping[str, float]:
-        """Means over the validation cells; empty when there are none."""
-        if not self._minibatches:
-            return {}
-        sums = np.zeros(3)
-        with torch.inference_mode():
-            for log_x, counts, codes in self._minibatches:
-                noise = torch.zeros(log_x.shape[0], self._n_latent, device=log_x.device)
-                out = module(log_x, counts, codes, codes, noise, None)
-                sums += [float(out.reconstruction.sum()), float(out.kl.sum()), log_x.shape[0]]
-        return {"val/reconstruction": sums[0] / sums[2], "val/kl": sums[1] / sums[2]}
+def transport_pairs(plan: TrainPlan, vocabulary: RunVocabulary) -> tuple[Pair, ...]:
+    """Combinations the transport learns from; held-out ones have no training cells.
+
+    Raises:
+        ConfigError: for an unknown column or one without a reference.
+        DataError: if a column has nothing to learn from.
+    """
+    references = reference_codes(vocabulary.conditions, plan.transport.columns)
+    pairs = control_pairs(vocabulary.index.support(), references)
+    check_pairs(vocabulary.conditions, pairs, references)
+    return pairs
 
 
 def make_vae(plan: TrainPlan, vocabulary: RunVocabulary) -> Vae:
@@ -221,6 +209,13 @@ def make_velocity(plan: TrainPlan, vocabulary: RunVocabulary) -> Velocity:
         return Velocity(plan.vae.latent_dim + 1, vocabulary.conditions.sizes, plan.flow)
 
 
+def make_transport(plan: TrainPlan, vocabulary: RunVocabulary) -> Velocity:
+    """A fresh transport network; its weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed + 2)
+        return make_transport_velocity(plan.vae.latent_dim, vocabulary.conditions, plan.transport)
+
+
 def load_vae(plan: TrainPlan, vocabulary: RunVocabulary) -> Vae:
     """The averaged weights of the finished VAE stage, in evaluation mode."""
     vae = make_vae(plan, vocabulary)
@@ -232,6 +227,13 @@ def load_velocity(plan: TrainPlan, vocabulary: RunVocabulary) -> Velocity:
     """The averaged weights of the finished flow stage, in evaluation mode."""
     velocity = make_velocity(plan, vocabulary)
     velocity.load_state_dict(averaged_weights(finished(plan, "flow")))
+    return velocity.eval()
+
+
+def load_transport(plan: TrainPlan, vocabulary: RunVocabulary) -> Velocity:
+    """The averaged weights of the finished transport stage, in evaluation mode."""
+    velocity = make_transport(plan, vocabulary)
+    velocity.load_state_dict(averaged_weights(finished(plan, "transport")))
     return velocity.eval()
 
 
@@ -252,9 +254,8 @@ def finished(plan: TrainPlan, stage: str) -> Checkpoint:
     Raises:
         CheckpointError: if there is none.
     """
-    optim = (plan.vae if stage == "vae" else plan.flow).optim
     with read_checkpoints(plan, stage) as checkpoints:
-        return checkpoints.load(optim.n_steps)
+        return checkpoints.load(plan.section(stage).optim.n_steps)
 
 
 def steps_done(plan: TrainPlan, stage: str) -> int:
@@ -272,19 +273,6 @@ def averaged_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     }
 
 
-def make_stream_plan(plan: TrainPlan, optim: OptimConfig, n_cells: int) -> StreamPlan:
-    """Order of the cells of one stage."""
-    stream = plan.training.stream
-    return StreamPlan(
-        n_cells=n_cells,
-        cells_per_step=optim.cells_per_step,
-        rows_per_chunk=stream.rows_per_chunk,
-        chunks_per_pool=stream.chunks_per_pool,
-        n_lanes=stream.n_lanes,
-        seed=plan.seed,
-    )
-
-
 def barrier(ranks: Ranks) -> None:
     """Wait for all ranks."""
     if ranks.world_size > 1:
@@ -293,7 +281,7 @@ def barrier(ranks: Ranks) -> None:
 
 def _fit(
     plan: TrainPlan,
-    inputs: FitInput,  # type: ignore[type-arg]  # either stage's minibatch
+    inputs: FitInput,  # type: ignore[type-arg]  # any stage's minibatch
     optim: OptimConfig,
     ranks: Ranks,
     reporter: Reporter,

@@ -100,8 +100,7 @@ class FlowStage:
         self.module: nn.Module = module
         self._config = config
         self._draws = draws
-        self._centre = torch.from_numpy(scale.mean)
-        self._sd = torch.from_numpy(scale.sd)
+        self._scale = scale
         self._mask_codes = torch.tensor(module.sizes)
 
     def loss(self, forward: nn.Module, minibatch: LatentBatch, part: slice) -> Loss:
@@ -127,8 +126,7 @@ class FlowStage:
             n = z.shape[1]
             noise = self._draws.normals("flow_target", minibatch.step, minibatch.lanes, n)
             z = z + minibatch.sd * noise
-        y = torch.cat([z, minibatch.log_library[:, None]], dim=1)
-        return (y - self._centre) / self._sd
+        return standardised(z, minibatch.log_library, self._scale)
 
     def _couple(
         self,
@@ -147,3 +145,11 @@ class FlowStage:
             groups = group[lane] if self._config.coupling == "within_condition" else None
             pieces.append(x_0[lane][pair(x_0[lane], x_1[lane], groups)])
         return torch.cat(pieces)
+
+
+def standardised(
+    z: Float[Tensor, "cell latent"], log_library: Float[Tensor, " cell"], scale: LatentScale
+) -> Float[Tensor, "cell standardised"]:
+    """Latents and library sizes as y = [z, log library] in units of the training cells' spread."""
+    y = torch.cat([z, log_library[:, None]], dim=1)
+    return (y - torch.from_numpy(scale.mean)) / torch.from_numpy(scale.sd)

@@ -32,9 +32,9 @@ def target_codes(
 def expected_counts(
     bundle: ModelBundle,
     log_x: Float32[ndarray, "cell gene"],
+    library: Float32[ndarray, " cell"],
     codes: Int64[ndarray, "cell field"],
     targets: Int64[ndarray, "cell field"],
-    library: Float32[ndarray, " cell"],
 ) -> tuple[Float32[ndarray, "cell gene"], Float32[ndarray, " gene"]]:
     """Mean counts of each cell under its target condition, and the genes' inverse dispersion."""
     vae = bundle.vae

@@ -33,7 +33,7 @@ from save_dist.config.schema.jobs import (
     PipelineJob,
     TrainJob,
     TransferJob,
-    check_divisions,
+    check_stages,
 )
 from save_dist.config.schema.networks import (
     CheckpointConfig,
@@ -42,9 +42,12 @@ from save_dist.config.schema.networks import (
     OptimConfig,
     StreamConfig,
     TrainingConfig,
+    TransportConfig,
     VaeConfig,
+    VelocityConfig,
 )
 from save_dist.config.schema.results import (
+    ComposeConfig,
     EvaluateConfig,
     GridConfig,
     GuidanceConfig,
@@ -58,6 +61,7 @@ __all__ = [
     "BlocksJob",
     "CheckpointConfig",
     "ClusterConfig",
+    "ComposeConfig",
     "Condition",
     "ConditionsConfig",
     "EmbeddingConfig",
@@ -89,7 +93,9 @@ __all__ = [
     "TrainingConfig",
     "TransferConfig",
     "TransferJob",
+    "TransportConfig",
     "VaeConfig",
+    "VelocityConfig",
     "check_ascending",
-    "check_divisions",
+    "check_stages",
 ]

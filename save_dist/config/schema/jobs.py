@@ -10,7 +10,12 @@ from save_dist.config.schema.cells import (
     IngestConfig,
     SplitConfig,
 )
-from save_dist.config.schema.networks import FlowConfig, TrainingConfig, VaeConfig
+from save_dist.config.schema.networks import (
+    FlowConfig,
+    TrainingConfig,
+    TransportConfig,
+    VaeConfig,
+)
 from save_dist.config.schema.results import EvaluateConfig, GridConfig, OutputConfig, TransferConfig
 
 
@@ -44,10 +49,11 @@ class TrainJob(JobConfig):
     training: TrainingConfig = TrainingConfig()
     vae: VaeConfig = VaeConfig()
     flow: FlowConfig = FlowConfig()
+    transport: TransportConfig = TransportConfig()
 
     @model_validator(mode="after")
     def _cells_divide(self) -> "TrainJob":
-        check_divisions(self.cluster, self.training, self.vae, self.flow)
+        check_stages(self.cluster, self.training, self.vae, self.flow, self.transport)
         return self
 
 
@@ -83,13 +89,14 @@ class PipelineJob(JobConfig):
     training: TrainingConfig = TrainingConfig()
     vae: VaeConfig = VaeConfig()
     flow: FlowConfig = FlowConfig()
+    transport: TransportConfig = TransportConfig()
     grid: GridConfig = GridConfig()
     output: OutputConfig = OutputConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
     def _cells_divide(self) -> "PipelineJob":
-        check_divisions(self.cluster, self.training, self.vae, self.flow)
+        check_stages(self.cluster, self.training, self.vae, self.flow, self.transport)
         return self
 
     @model_validator(mode="after")
@@ -97,6 +104,7 @@ class PipelineJob(JobConfig):
         named = {
             "vae.encoder_columns": self.vae.encoder_columns,
             "vae.decoder_columns": self.vae.decoder_columns or [],
+            "transport.columns": self.transport.columns,
             "grid.columns": [*self.grid.columns],
             "grid.include": [name for c in self.grid.include for name in c],
             "grid.exclude": [name for c in self.grid.exclude for name in c],
@@ -110,11 +118,30 @@ class PipelineJob(JobConfig):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _transport_has_what_it_needs(self) -> "PipelineJob":
+        without = [c for c in self.transport.columns if c not in self.conditions.reference]
+        if without:
+            raise ValueError(
+                f"transport.columns names {', '.join(without)}, which has no reference value: a "
+                "transport starts at control cells; name the control in conditions.reference"
+            )
+        if self.grid.unseen == "compose" and "transport" not in self.training.stages:
+            raise ValueError(
+                "grid.unseen=compose needs a transport; set training.stages: [vae, flow, "
+                "transport] and transport.columns, or grid.unseen: direct"
+            )
+        return self
 
-def check_divisions(
-    cluster: ClusterConfig, training: TrainingConfig, vae: VaeConfig, flow: FlowConfig
+
+def check_stages(
+    cluster: ClusterConfig,
+    training: TrainingConfig,
+    vae: VaeConfig,
+    flow: FlowConfig,
+    transport: TransportConfig,
 ) -> None:
-    """Lanes must divide evenly over ranks, and every minibatch over lanes and accumulation.
+    """Lanes must divide evenly over ranks, minibatches over lanes; a transport has columns.
 
     Raises:
         ValueError: naming the two settings that disagree and a value that fits.
@@ -125,7 +152,15 @@ def check_divisions(
             f"training.stream.n_lanes={n_lanes} is not a multiple of "
             f"cluster.n_workers={cluster.n_workers}; use n_lanes: {4 * cluster.n_workers}"
         )
-    for name, optim in (("vae", vae.optim), ("flow", flow.optim)):
+    optims = {"vae": vae.optim, "flow": flow.optim}
+    if "transport" in training.stages:
+        optims["transport"] = transport.optim
+        if not transport.columns:
+            raise ValueError(
+                "training.stages names transport, but transport.columns is empty; name the "
+                "condition columns (with a reference value) to carry cells along"
+            )
+    for name, optim in optims.items():
         unit = n_lanes * optim.n_accumulation
         if optim.cells_per_step % unit:
             raise ValueError(

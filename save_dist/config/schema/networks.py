@@ -1,7 +1,7 @@
-"""Both networks, their optimisers, and how training reads, logs and saves."""
+"""The networks, their optimisers, and how training reads, logs and saves."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -107,8 +107,10 @@ class VaeConfig(Section):
         return self
 
 
-class FlowConfig(Section):
-    """Conditional flow matching over standardised latents and library size (SAVE 3.4)."""
+class VelocityConfig(Section):
+    """A velocity network and what it learns from; shared by flow and transport."""
+
+    _section: ClassVar[str] = "velocity"
 
     backbone: Literal["attention", "mlp"] = "mlp"
     width: Positive = 128
@@ -118,20 +120,60 @@ class FlowConfig(Section):
     token_width: Positive = 8
     """Latent numbers per token of the attention backbone."""
     target: Literal["sample", "mean"] = "sample"
-    """x_1: a draw from q(z|x), or its mean."""
+    """Real latents: a draw from q(z|x), or its mean."""
     time: Literal["uniform", "logit_normal"] = "uniform"
     """Law of t in training."""
+
+    @model_validator(mode="after")
+    def _shapes_divide(self) -> "VelocityConfig":
+        if self.backbone == "attention" and self.width % self.n_heads:
+            raise ValueError(
+                f"{self._section}.width={self.width} is not a multiple of "
+                f"{self._section}.n_heads={self.n_heads}"
+            )
+        return self
+
+
+class FlowConfig(VelocityConfig):
+    """Conditional flow matching over standardised latents and library size (SAVE 3.4)."""
+
+    _section: ClassVar[str] = "flow"
+
     coupling: Literal["none", "within_condition", "global"] = "none"
     """Pairing of noise and data by optimal transport; `global` ties noise to conditions."""
     mask: MaskConfig = MaskConfig()
     optim: OptimConfig = OptimConfig()
 
+
+class TransportConfig(VelocityConfig):
+    """Control-as-source flow: latents of reference cells -> latents under another value.
+
+    It carries cells to combinations that were never trained on (`grid.unseen: compose`), and real
+    control cells to another condition. It knows the target value alone, not the other columns, so
+    what it learns of one cell type holds for the next. It works best in a latent that does not
+    know the column: let the VAE see this column and no other, and never mask it, i.e.
+    `vae.encoder_columns: [COLUMN]`, `vae.decoder_columns: [COLUMN]`, `vae.mask.p: 0`. Then the
+    decoder applies the shared part of the change and z keeps what a cell is; with a decoder that
+    knows all columns, z must carry the change itself and an unseen combination gets too little of
+    it. configs/compose is that preset.
+    """
+
+    _section: ClassVar[str] = "transport"
+
+    columns: list[str] = []
+    """Condition columns with a reference value to carry cells along; one network serves all."""
+    noise: float = Field(0.1, ge=0)
+    """Noise on the source in standard deviations; makes few control cells a density."""
+    coupling: Literal["none", "within_group"] = "within_group"
+    """Pairing of control and target cells of a group by optimal transport, or at random."""
+    cells_per_group: Positive = 64
+    """Cells paired at a time; every group agrees in all other columns."""
+    optim: OptimConfig = OptimConfig(n_steps=1200, lr=2e-3)
+
     @model_validator(mode="after")
-    def _shapes_divide(self) -> "FlowConfig":
-        if self.backbone == "attention" and self.width % self.n_heads:
-            raise ValueError(
-                f"flow.width={self.width} is not a multiple of flow.n_heads={self.n_heads}"
-            )
+    def _columns_differ(self) -> "TransportConfig":
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError(f"transport.columns {self.columns} names a column twice; keep one")
         return self
 
 
@@ -145,10 +187,10 @@ class CheckpointConfig(Section):
 
 
 class TrainingConfig(Section):
-    """What both stages share."""
+    """What all stages share."""
 
-    stages: list[Literal["vae", "flow"]] = ["vae", "flow"]
-    """Stages to run, in this order; a finished stage is verified and skipped."""
+    stages: list[Literal["vae", "flow", "transport"]] = ["vae", "flow"]
+    """Stages to run; a finished one is verified and skipped. `transport` needs its columns."""
     log_every_steps: Positive = 20
     """Steps between metric records."""
     validate_every_steps: Positive = 200

@@ -33,6 +33,24 @@ class SolverConfig(Section):
     """Relative and absolute tolerance of dopri5."""
 
 
+class ComposeConfig(Section):
+    """Decoding of cells that were carried along a transport; constants per combination.
+
+    Found from `n_cells` cells of the combination with seeds of their own, so they depend on the
+    model and on these settings, on no part, worker or number of cells asked for.
+    """
+
+    anchor: bool = True
+    """Correct the gene logits by how far decoded control cells are from the real ones."""
+    blend: Share = 0.5
+    """Weight of the similarity-weighted shift in the mean that cells are matched to; the rest is
+    the mean of the carried cells. 0: no matching."""
+    n_cells: Positive = 512
+    """Cells that the constants are found from."""
+    n_iterations: Positive = 5
+    """Fixed-point steps of mean matching."""
+
+
 class GridConfig(Section):
     """The declared set of conditions to generate."""
 
@@ -43,8 +61,10 @@ class GridConfig(Section):
     exclude: list[Condition] = []
     """Combinations to leave out of the product."""
     cells_per_condition: Positive = 1000
-    unseen: Literal["direct", "refuse"] = "direct"
-    """Combinations never trained on: sample with their labels, or refuse the grid."""
+    unseen: Literal["direct", "compose", "refuse"] = "direct"
+    """Combinations never trained on: sample with their labels; sample the control of the same
+    kind and carry it along a transport (with labels where there is none); or refuse the grid."""
+    compose: ComposeConfig = ComposeConfig()
     seed: int = Field(0, ge=0)
     guidance: GuidanceConfig = GuidanceConfig()
     solver: SolverConfig = SolverConfig()
@@ -78,6 +98,9 @@ class TransferConfig(Section):
     """Condition values the cells are decoded under; other columns keep each cell's own."""
     source: Condition = {}
     """Only cells matching these values are transferred."""
+    method: Literal["auto", "transport", "redecode"] = "auto"
+    """`transport` carries the latents of reference cells; `redecode` keeps them and changes the
+    decoder's condition alone; `auto` takes the first where the model and the cells allow it."""
     output: str = "transfer.zarr"
     """AnnData-Zarr store to write, relative to the run folder."""
 

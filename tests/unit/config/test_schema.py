@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 from save_dist.config import schema
 from save_dist.config.schema import (
     BlocksJob,
+    ComposeConfig,
     ConditionsConfig,
     EmbeddingConfig,
     FlowConfig,
@@ -20,11 +21,13 @@ from save_dist.config.schema import (
     SplitConfig,
     TrainJob,
     TransferConfig,
+    TransportConfig,
     VaeConfig,
 )
 
 RUN = {"dir": "runs/x"}
 CONDITIONS = {"columns": ["condition", "cell_type"]}
+CONTROLLED = {**CONDITIONS, "reference": {"condition": "ctrl"}}
 INGEST = {"inputs": [{"path": "a.h5ad"}]}
 SECTIONS = [
     value
@@ -105,6 +108,19 @@ def test_settings_travel_to_workers():
             r"flow.width=128 is not a multiple of flow.n_heads=5",
             id="flow heads",
         ),
+        pytest.param(
+            TransportConfig,
+            {"backbone": "attention", "n_heads": 5},
+            r"transport.width=128 is not a multiple of transport.n_heads=5",
+            id="transport heads",
+        ),
+        pytest.param(
+            TransportConfig,
+            {"columns": ["a", "a"]},
+            r"transport.columns \['a', 'a'\] names a column twice",
+            id="transport column twice",
+        ),
+        pytest.param(ComposeConfig, {"blend": 1.5}, "less than or equal to 1", id="blend"),
         pytest.param(
             GuidanceConfig,
             {"interval": [0.9, 0.1]},
@@ -196,10 +212,25 @@ def test_accepted(make):
             r"flow.optim.cells_per_step=1 is not .* = 8; try 8",
             id="cells over accumulation",
         ),
+        pytest.param(
+            {
+                "training": {"stages": ["transport"]},
+                "transport": {"columns": ["condition"], "optim": {"cells_per_step": 6}},
+                "conditions": CONTROLLED,
+            },
+            r"transport.optim.cells_per_step=6 is not a multiple of n_lanes .* = 4; try 8",
+            id="pairs over lanes",
+        ),
+        pytest.param(
+            {"training": {"stages": ["vae", "flow", "transport"]}},
+            r"training.stages names transport, but transport.columns is empty",
+            id="transport of nothing",
+        ),
     ],
 )
 def test_cells_divide_over_lanes_and_ranks(sections, text):
-    for root in (lambda: TrainJob(run=RUN, **sections), lambda: pipeline(**sections)):
+    own = {name: values for name, values in sections.items() if name != "conditions"}
+    for root in (lambda: TrainJob(run=RUN, **own), lambda: pipeline(**sections)):
         with pytest.raises(ValidationError, match=text):
             root()
 
@@ -209,6 +240,7 @@ def test_cells_divide_over_lanes_and_ranks(sections, text):
     [
         ({"vae": {"encoder_columns": ["donor"]}}, "vae.encoder_columns"),
         ({"vae": {"decoder_columns": ["donor"]}}, "vae.decoder_columns"),
+        ({"transport": {"columns": ["donor"]}}, "transport.columns"),
         ({"grid": {"columns": {"donor": "all"}}}, "grid.columns"),
         ({"grid": {"include": [{"donor": "1"}]}}, "grid.include"),
         ({"grid": {"exclude": [{"donor": "1"}]}}, "grid.exclude"),
@@ -219,5 +251,22 @@ def test_cells_divide_over_lanes_and_ranks(sections, text):
 def test_the_pipeline_checks_names_before_anything_runs(sections, setting):
     with pytest.raises(ValidationError, match=f"{setting} names donor, which conditions.columns"):
         pipeline(**sections)
-    columns = {"columns": ["condition", "cell_type", "donor"]}
+    columns = {"columns": ["condition", "cell_type", "donor"], "reference": {"donor": "1"}}
     assert pipeline(**sections, conditions=columns)
+
+
+def test_a_transport_column_needs_a_reference():
+    sections = {"transport": {"columns": ["condition"]}}
+    with pytest.raises(ValidationError, match=r"names condition, which has no reference value"):
+        pipeline(**sections)
+
+
+def test_composing_in_a_pipeline_needs_the_transport_stage():
+    sections = {
+        "grid": {"unseen": "compose"},
+        "transport": {"columns": ["condition"]},
+        "conditions": CONTROLLED,
+    }
+    with pytest.raises(ValidationError, match=r"grid.unseen=compose needs a transport; set train"):
+        pipeline(**sections)
+    assert pipeline(**sections, training={"stages": ["vae", "flow", "transport"]})

@@ -135,3 +135,50 @@ def test_evaluations_are_counted_over_minibatches(tmp_path, model):
     path, _ = begin(tmp_path, model)
     receipt = fill(path, model, [0])[0]
     assert receipt.n_evaluations == 4 * 10  # 32 cells in minibatches of 10, midpoint with 5 steps
+
+
+COMPOSED = GridConfig(cells_per_condition=15, seed=3, unseen="compose", compose={"n_cells": 32})
+
+
+@pytest.fixture(scope="module")
+def carrying(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("carrying") / "model"
+    save_tiny_model(folder, transport=True)
+    return folder
+
+
+def test_a_composed_atlas_tells_each_cells_route(tmp_path, carrying):
+    path, plan = begin(tmp_path, carrying, grid=COMPOSED)
+    fill(path, carrying, range(N_PARTS))
+    group = zarr.open_group(path, mode="r")
+    names = ["direct", "condition: ctrl -> stim"]
+    assert group["obs/route/categories"][:].tolist() == names
+    is_unseen = np.arange(plan.n_cells) // 15 == 5
+    np.testing.assert_array_equal(group["obs/route/codes"][:], is_unseen)
+    np.testing.assert_array_equal(group["obs/seen"][:], ~is_unseen)
+    support = np.where(is_unseen, SUPPORT[2, 0], group["obs/n_train_cells"][:])
+    np.testing.assert_array_equal(group["obs/n_route_cells"][:], support)
+    assert group["uns/save_dist/unseen"][()] == "compose"
+
+
+@pytest.mark.parametrize("order", [(2, 1, 0), (1, 0, 2)])
+def test_any_order_of_composed_parts_leaves_the_same_bytes(tmp_path, carrying, order):
+    """A worker per part, and one for all: constants are found anew or remembered."""
+    whole, _ = begin(tmp_path / "whole", carrying, grid=COMPOSED)
+    fill(whole, carrying, range(N_PARTS))
+    path, _ = begin(tmp_path / "other", carrying, grid=COMPOSED)
+    for part in order:
+        fill(path, carrying, [part])
+    for atlas_path in (whole, path):
+        atlas.finish(atlas_path)
+    assert stored(path) == stored(whole)
+
+
+def test_composing_changes_unseen_cells_alone(tmp_path, carrying):
+    made = []
+    for name, grid in [("a", COMPOSED), ("b", COMPOSED.model_copy(update={"unseen": "direct"}))]:
+        path, _ = begin(tmp_path / name, carrying, grid=grid)
+        fill(path, carrying, range(N_PARTS))
+        made.append(zarr.open_group(path, mode="r")["X"][:])
+    np.testing.assert_array_equal(made[0][:60], made[1][:60])
+    assert not np.array_equal(made[0][75:], made[1][75:])

@@ -17,8 +17,8 @@ GENES = GeneVocabulary(("g0", "g1"))
 OUTPUT = OutputConfig(cells_per_part=8, cells_per_chunk=4, cells_per_minibatch=4)
 
 
-def plan(grid=None, output=OUTPUT, vocabulary=CONDITIONS, support=SUPPORT, model="m"):
-    return plan_grid(grid or GridConfig(), output, vocabulary, support, model, GENES)
+def plan(grid=None, output=OUTPUT, vocabulary=CONDITIONS, support=SUPPORT, model="m", columns=()):
+    return plan_grid(grid or GridConfig(), output, vocabulary, support, model, GENES, columns)
 
 
 def rows(found):
@@ -97,6 +97,46 @@ def test_what_cannot_be_planned(grid, message):
         plan(GridConfig(**grid))
 
 
+def test_composing_needs_a_transport():
+    with pytest.raises(ConfigError, match=r"grid\.unseen=compose, but .* no transport; train one"):
+        plan(GridConfig(unseen="compose"))
+
+
+COMPOSED = GridConfig(unseen="compose")
+
+
+def test_a_composed_plan_knows_its_routes():
+    found = plan(COMPOSED, columns=("condition",))
+    assert found.layout().routes == ("direct", "condition: ctrl -> stim")
+    assert found.layout().about["compose"]["blend"] == 0.5
+    assert [found.routes.of(row).number for row in rows(found)] == [0, 0, 0, 0, 0, 1]
+    summary = found.summary()
+    assert (summary.n_unseen, summary.n_composed) == (1, 1)
+    again = GridPlan.from_json(found.to_json(), CONDITIONS, SUPPORT, GENES, ("condition",))
+    assert again.hash == found.hash
+
+
+def test_a_direct_plan_ignores_the_transport():
+    found = plan(columns=("condition",))
+    assert found.hash == plan().hash
+    assert found.layout().routes == ("direct",)
+    assert found.summary().n_composed == 0
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        pytest.param(GridConfig(), id="direct"),
+        pytest.param(GridConfig(unseen="compose", compose={"anchor": False}), id="no anchor"),
+        pytest.param(GridConfig(unseen="compose", compose={"blend": 0}), id="no matching"),
+        pytest.param(GridConfig(unseen="compose", compose={"n_cells": 99}), id="fewer cells"),
+    ],
+)
+def test_how_unseen_cells_come_about_is_in_the_hash(grid):
+    columns = ("condition",)
+    assert plan(grid, columns=columns).hash != plan(COMPOSED, columns=columns).hash
+
+
 def test_refusal_names_five_and_says_there_are_more():
     with pytest.raises(ConfigError, match=r"6 of 6 combinations") as error:
         plan(GridConfig(unseen="refuse"), support={})
@@ -106,7 +146,7 @@ def test_refusal_names_five_and_says_there_are_more():
     assert plan(seen).n_conditions == 5
 
 
-@pytest.mark.parametrize("name", ["seen", "part", "route", "tissue/organ"])
+@pytest.mark.parametrize("name", ["seen", "part", "route", "n_route_cells", "tissue/organ"])
 def test_a_condition_named_like_an_atlas_column_is_refused(name):
     vocabulary = ConditionVocabulary((name,), (("a",),))
     with pytest.raises(ConfigError, match=f"condition column '{name}' cannot be a column"):

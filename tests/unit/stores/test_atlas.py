@@ -14,6 +14,7 @@ from save_dist.stores.template import AtlasLayout
 
 N_CELLS, N_GENES = 20, 3
 TYPES = ("B", "NK", "T")
+ROUTES = ("direct", "condition: ctrl -> stim")
 VERSIONS = {"zarr": "3"}
 
 
@@ -27,6 +28,7 @@ def layout(**changes):
         "plan_hash": "plan-a",
         "model_hash": "model-a",
         "plan": {"seed": 5},
+        "routes": ROUTES,
         "about": {"guidance": {"scale": 1.5, "columns": {}}, "list": ["x"], "none": None},
     }
     return AtlasLayout(**{**values, **changes})
@@ -39,7 +41,8 @@ def columns(start, stop):
         counts=(rows[:, None] * 10 + np.arange(N_GENES)).astype(np.uint16),
         codes=np.stack([rows % 3, rows % 2], axis=1).astype(np.int16),
         n_train_cells=np.where(rows % 3 == 2, 0, rows).astype(np.int64),
-        route=np.zeros(rows.size, np.int16),
+        route=(rows % 2).astype(np.int16),
+        n_route_cells=rows + 7,
         cell_seed=rows.astype(np.uint64) + np.uint64(2**63),
     )
 
@@ -83,7 +86,7 @@ def test_anndata_opens_it(complete):
     obs = adata.obs
     assert list(obs) == [
         *("cell_type", "condition"),
-        *("seen", "n_train_cells", "route", "part", "cell_seed"),
+        *("seen", "n_train_cells", "route", "n_route_cells", "part", "cell_seed"),
     ]
     assert obs["cell_type"].cat.categories.tolist() == list(TYPES)
     np.testing.assert_array_equal(obs["cell_type"].cat.codes, expected.codes[:, 0])
@@ -91,7 +94,8 @@ def test_anndata_opens_it(complete):
     np.testing.assert_array_equal(obs["seen"], expected.n_train_cells > 0)
     np.testing.assert_array_equal(obs["n_train_cells"], expected.n_train_cells)
     np.testing.assert_array_equal(obs["cell_seed"], expected.cell_seed)
-    assert set(obs["route"]) == {"direct"}
+    assert obs["route"].tolist() == [ROUTES[row % 2] for row in range(N_CELLS)]
+    assert obs["n_route_cells"].tolist() == list(range(7, 7 + N_CELLS))
     assert obs["part"].tolist() == [0] * 8 + [1] * 8 + [2] * 4
 
 
@@ -123,7 +127,7 @@ def test_zarr_alone_opens_it(complete):
 def test_a_part_is_one_shard_and_one_chunk_per_column(complete):
     assert sorted(p.name for p in (complete / "X/c").iterdir()) == ["0", "1", "2"]
     record = receipts.read_record(complete)
-    assert len(record.files(1)) == 9
+    assert len(record.files(1)) == 10
     assert all((complete / name).is_file() for name in record.files(1))
 
 
@@ -143,6 +147,7 @@ def test_all_zero_cells_have_files_too(path, record):
         codes=np.zeros((8, 2), np.int16),
         n_train_cells=np.zeros(8, np.int64),
         route=np.zeros(8, np.int16),
+        n_route_cells=np.zeros(8, np.int64),
         cell_seed=np.zeros(8, np.uint64),
     )
     receipt = write_part(path, record, 0, empty, n_evaluations=1, start_s=0.0)

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny_model import CONDITIONS, SUPPORT, load_tiny_model, save_tiny_model
+from tiny_model import CONDITIONS, SUPPORT, load_tiny_model, save_tiny_model, tiny_transport
 
 from save_dist.core.errors import CheckpointError
 from save_dist.stores.bundle import load_bundle
@@ -77,6 +77,47 @@ def test_the_folder_holds_what_is_listed(saved):
     assert sorted(p.name for p in saved[0].iterdir()) == FILES
 
 
+@pytest.fixture(scope="module")
+def with_transport(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle") / "carrying"
+    return folder, save_tiny_model(folder, transport=True)
+
+
+def test_a_transport_comes_back(with_transport, saved):
+    bundle = load_bundle(with_transport[0])
+    expected = tiny_transport(12)
+    transport = bundle.transport
+    assert bundle.hash == with_transport[1] != saved[1]
+    assert bundle.transport_columns == ("condition",)
+    assert transport.config == expected.config
+    assert transport.temperatures == {"condition": 0.4}
+    assert transport.pairs == expected.pairs and len(transport.pairs) == 2
+    assert transport.profiles.codes == expected.profiles.codes
+    for name in ("n_cells", "mean_log", "mean_count"):
+        np.testing.assert_array_equal(
+            getattr(transport.profiles, name), getattr(expected.profiles, name)
+        )
+    x, told = torch.ones(1, 5), torch.tensor([transport.told(1, 1)])
+    want = expected.velocity(x, torch.zeros(1), told)
+    assert torch.equal(transport.velocity(x, torch.zeros(1), told), want)
+    assert not any(p.requires_grad for p in transport.velocity.parameters())
+
+
+def test_a_model_without_transport_says_so(saved):
+    bundle = load_bundle(saved[0])
+    assert bundle.transport is None and bundle.transport_columns == ()
+
+
+@pytest.mark.parametrize("name", ["transport.safetensors", "profiles.safetensors"])
+def test_an_altered_transport_is_refused(with_transport, tmp_path, name):
+    copy = shutil.copytree(with_transport[0], tmp_path / "model")
+    data = bytearray((copy / name).read_bytes())
+    data[-1] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        load_bundle(copy)
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.7, 1.0])
 def test_one_changed_byte_is_refused(copy, name, place):
@@ -111,6 +152,6 @@ def test_an_absent_model_is_named(tmp_path):
 
 
 def test_another_format_is_refused(saved, monkeypatch):
-    monkeypatch.setattr("save_dist.stores.bundle.FORMAT", 2)
-    with pytest.raises(CheckpointError, match="format 1, this version reads 2; export it again"):
+    monkeypatch.setattr("save_dist.stores.bundle.FORMAT", 3)
+    with pytest.raises(CheckpointError, match="format 2, this version reads 3; export it again"):
         load_bundle(saved[0])

@@ -1,0 +1,124 @@
+"""Standardised latents from noise, what they stand for, and how they are carried elsewhere."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt64
+from numpy import ndarray
+from torch import Tensor
+
+from save_dist.config.schema import GuidanceConfig, SolverConfig
+from save_dist.core.errors import ConfigError
+from save_dist.core.seeding import cell_keys, normals
+from save_dist.flow.guidance import Field, guided
+from save_dist.flow.solver import Solution, integrate
+from save_dist.stores.bundle import ModelBundle
+
+
+class DecoderInput(NamedTuple):
+    """What the decoder reads of each cell besides its condition."""
+
+    latent: Float[Tensor, "cell latent"]
+    library: Float[Tensor, " cell"]
+
+
+def flow_from_noise(
+    bundle: ModelBundle,
+    codes: Int64[ndarray, "cell field"],
+    seeds: UInt64[ndarray, " cell"],
+    guidance: GuidanceConfig,
+    solver: SolverConfig,
+) -> Solution:
+    """Standardised latents of cells under their conditions; the noise is of each cell's seed."""
+    device = next(bundle.velocity.parameters()).device
+    noise = normals(stream(seeds, "noise"), bundle.latent_scale.mean.size)
+    return integrate(
+        _field(bundle, torch.from_numpy(codes).to(device), guidance),
+        torch.from_numpy(noise).to(device),
+        method=solver.method,
+        n_steps=solver.n_steps,
+        tolerance=solver.tolerance,
+    )
+
+
+def carry(
+    bundle: ModelBundle,
+    x: Float[Tensor, "cell standardised"],
+    told: Int64[Tensor, "cell column"],
+    solver: SolverConfig,
+) -> Solution:
+    """Standardised latents of control cells, carried along the transport of the model.
+
+    Args:
+        bundle: model with a transport.
+        x: where the cells are.
+        told: what the transport is told of each cell (see `Transport.told`).
+        solver: as for the flow.
+    """
+    assert bundle.transport is not None, "the plan has checked it"
+    velocity, told = bundle.transport.velocity, told.to(x.device)
+    return integrate(
+        lambda t, at: velocity(at, t.expand(len(at)), told),
+        x,
+        method=solver.method,
+        n_steps=solver.n_steps,
+        tolerance=solver.tolerance,
+    )
+
+
+def standardise(bundle: ModelBundle, cells: DecoderInput) -> Float[Tensor, "cell standardised"]:
+    """Latents and library sizes in units of the training cells' spread."""
+    mean, sd = _scale(bundle, cells.latent.device)
+    y = torch.cat([cells.latent, cells.library.clamp_min(1).log()[:, None]], dim=1)
+    return (y - mean) / sd
+
+
+def unstandardise(bundle: ModelBundle, x: Float[Tensor, "cell standardised"]) -> DecoderInput:
+    """Inverse of `standardise`."""
+    mean, sd = _scale(bundle, x.device)
+    y = x * sd + mean
+    return DecoderInput(y[:, :-1].contiguous(), y[:, -1].exp())
+
+
+def check_finite(
+    bundle: ModelBundle, codes: Int64[ndarray, "cell field"], cells: DecoderInput
+) -> None:
+    """Stop before numbers that no cell can have reach the decoder.
+
+    Raises:
+        ConfigError: naming one of the conditions.
+    """
+    y = torch.cat([cells.latent, cells.library[:, None]], dim=1)
+    bad = ~torch.isfinite(y).all(dim=1).cpu().numpy()
+    if bad.any():
+        condition = bundle.conditions.decode_one(codes[bad][0].tolist())
+        raise ConfigError(
+            f"sampling gave no finite numbers for {bad.sum()} of {bad.size} cells, e.g. of "
+            f"{condition}; lower grid.guidance, raise grid.solver.n_steps, or train longer"
+        )
+
+
+def stream(seeds: UInt64[ndarray, " cell"], purpose: str) -> UInt64[ndarray, " cell"]:
+    """One stream per purpose and cell, from the cell's seed alone."""
+    return cell_keys(0, purpose, 0, seeds.view(np.int64))
+
+
+def _scale(bundle: ModelBundle, device: torch.device) -> tuple[Tensor, Tensor]:
+    scale = bundle.latent_scale
+    return torch.from_numpy(scale.mean).to(device), torch.from_numpy(scale.sd).to(device)
+
+
+def _field(
+    bundle: ModelBundle, codes: Int64[Tensor, "cell field"], guidance: GuidanceConfig
+) -> Field:
+    """The guided velocity field; a column that guidance does not name keeps its plain weight 1."""
+    weights = [guidance.columns.get(column, 1.0) for column in bundle.conditions.columns]
+    return guided(
+        bundle.velocity,
+        codes,
+        bundle.conditions.mask_codes,
+        scale=guidance.scale,
+        column_weights=weights if guidance.columns else None,
+        interval=guidance.interval,
+    )

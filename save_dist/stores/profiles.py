@@ -1,0 +1,150 @@
+"""Averages over the training cells of every seen combination, and the shifts between them.
+
+They say what decoded control cells should look like, and how much a condition changes the mean of
+cells like these.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, Int64
+from numpy import ndarray
+from safetensors.torch import load_file, save_file
+
+from save_dist.vocab.transports import Codes, Pair
+
+MIN_CELLS = 10
+"""Training cells that a combination needs for its mean to count as evidence of a shift."""
+TEMPERATURES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Candidates, in units of the mean distance between control profiles."""
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Averages per combination; row i belongs to `codes[i]`."""
+
+    codes: tuple[Codes, ...]
+    n_cells: Int64[ndarray, " combination"]
+    mean_log: Float32[ndarray, "combination gene"]
+    """Mean of log1p(count / library * 1e4)."""
+    mean_count: Float32[ndarray, "combination gene"]
+
+    @cached_property
+    def rows(self) -> Mapping[Codes, int]:
+        """Row of every combination."""
+        return {codes: row for row, codes in enumerate(self.codes)}
+
+    def log_of(self, codes: Codes) -> Float64[ndarray, " gene"]:
+        """Mean log profile of a seen combination."""
+        mean: ndarray = self.mean_log[self.rows[codes]].astype(np.float64)
+        return mean
+
+    def total_counts(self, codes: Codes) -> Float64[ndarray, " gene"]:
+        """Counts of every gene over all training cells of a seen combination."""
+        row = self.rows[codes]
+        total: ndarray = self.mean_count[row].astype(np.float64) * int(self.n_cells[row])
+        return total
+
+    def is_known(self, codes: Codes) -> bool:
+        """Whether the combination has enough training cells to be believed."""
+        return codes in self.rows and int(self.n_cells[self.rows[codes]]) >= MIN_CELLS
+
+    def save(self, path: Path) -> None:
+        """Write everything as safetensors."""
+        arrays = {
+            "codes": np.array(self.codes, dtype=np.int64),
+            "n_cells": self.n_cells,
+            "mean_log": self.mean_log,
+            "mean_count": self.mean_count,
+        }
+        save_file({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Profiles":
+        """Read what `save` wrote."""
+        arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+        codes = tuple(tuple(row) for row in arrays.pop("codes").tolist())
+        return cls(codes, **arrays)
+
+
+def evidence(profiles: Profiles, pairs: Sequence[Pair], column: int, value: int) -> list[Pair]:
+    """Pairs that show the change of `column` to `value` with enough cells on both sides."""
+    return [
+        pair
+        for pair in pairs
+        if (pair.column, pair.value) == (column, value)
+        and profiles.is_known(pair.control)
+        and profiles.is_known(pair.target)
+    ]
+
+
+def similarity_shift(
+    profiles: Profiles, pairs: Sequence[Pair], control: Codes, temperature: float
+) -> Float64[ndarray, " gene"]:
+    """Change of the mean log profile that `control` should show under the value of `pairs`.
+
+    Args:
+        profiles: averages of the training cells.
+        pairs: at least one; all of one column and value (see `evidence`).
+        control: seen combination whose profile decides how much each pair weighs.
+        temperature: of the softmax over negative distances, in units of their mean.
+    """
+    controls, changes = _controls_and_changes(profiles, pairs)
+    weights = _weights(profiles.log_of(control), controls, temperature)
+    shift: ndarray = weights @ changes
+    return shift
+
+
+def best_temperature(profiles: Profiles, pairs: Sequence[Pair]) -> float:
+    """The temperature under which every pair is predicted best from the other ones.
+
+    Args:
+        profiles: averages of the training cells.
+        pairs: of one column, any values; each value is judged by its own pairs.
+    """
+    groups = []
+    for column, value in sorted({(pair.column, pair.value) for pair in pairs}):
+        known = evidence(profiles, pairs, column, value)
+        if len(known) >= 3:  # a single other pair has weight 1 at any temperature
+            groups.append(_controls_and_changes(profiles, known))
+    if not groups:
+        return max(TEMPERATURES)
+    return min(TEMPERATURES, key=lambda t: sum(_error_left_out(*group, t) for group in groups))
+
+
+def _controls_and_changes(
+    profiles: Profiles, pairs: Sequence[Pair]
+) -> tuple[Float64[ndarray, "pair gene"], Float64[ndarray, "pair gene"]]:
+    controls = np.stack([profiles.log_of(pair.control) for pair in pairs])
+    targets = np.stack([profiles.log_of(pair.target) for pair in pairs])
+    return controls, targets - controls
+
+
+def _error_left_out(
+    controls: Float64[ndarray, "pair gene"],
+    changes: Float64[ndarray, "pair gene"],
+    temperature: float,
+) -> float:
+    total = 0.0
+    for i in range(len(controls)):
+        rest = np.arange(len(controls)) != i
+        weights = _weights(controls[i], controls[rest], temperature)
+        total += float(np.square(weights @ changes[rest] - changes[i]).sum())
+    return total
+
+
+def _weights(
+    here: Float64[ndarray, " gene"], controls: Float64[ndarray, "pair gene"], temperature: float
+) -> Float64[ndarray, " pair"]:
+    """Softmax of the negative distances over the temperature times their mean."""
+    distance = np.sqrt(np.square(controls - here).sum(axis=1))
+    scale = float(distance.mean())
+    if scale == 0:
+        return np.full(len(controls), 1.0 / len(controls))
+    weights = np.exp(-(distance - distance.min()) / (temperature * scale))
+    out: ndarray = weights / weights.sum()
+    return out

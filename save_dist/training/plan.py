@@ -1,0 +1,71 @@
+"""What every rank of a training run knows, and the identity of each stage."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from save_dist.config.schema import (
+    FlowConfig,
+    OptimConfig,
+    TrainingConfig,
+    TransportConfig,
+    VaeConfig,
+)
+from save_dist.core.durable import digest
+from save_dist.core.paths import RunPaths
+from save_dist.data.partition import StreamPlan
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What every rank needs to know; small, and the same on all of them."""
+
+    root: Path
+    seed: int
+    training: TrainingConfig
+    vae: VaeConfig
+    flow: FlowConfig
+    transport: TransportConfig
+    vocabulary_hash: str
+
+    @property
+    def paths(self) -> RunPaths:
+        """Places of the run."""
+        return RunPaths(self.root)
+
+    def hash_of(self, stage: str) -> str:
+        """Identity of a stage: all that decides its weights, the VAE's among them.
+
+        Intervals of logging and checkpoints, the cache and the number of ranks are not in it.
+        """
+        stream = self.training.stream.model_dump(mode="json", exclude={"cache_bytes", "cache_dir"})
+        facts = {
+            "seed": self.seed,
+            "stream": stream,
+            "vae": self.vae.model_dump(mode="json"),
+            "vocabulary": self.vocabulary_hash,
+        }
+        if stage != "vae":
+            facts[stage] = self.section(stage).model_dump(mode="json")
+        return digest(facts)
+
+    def section(self, stage: str) -> VaeConfig | FlowConfig | TransportConfig:
+        """Settings of a stage."""
+        sections: dict[str, VaeConfig | FlowConfig | TransportConfig] = {
+            "vae": self.vae,
+            "flow": self.flow,
+            "transport": self.transport,
+        }
+        return sections[stage]
+
+
+def make_stream_plan(plan: TrainPlan, optim: OptimConfig, n_cells: int) -> StreamPlan:
+    """Order of the cells of one stage."""
+    stream = plan.training.stream
+    return StreamPlan(
+        n_cells=n_cells,
+        cells_per_step=optim.cells_per_step,
+        rows_per_chunk=stream.rows_per_chunk,
+        chunks_per_pool=stream.chunks_per_pool,
+        n_lanes=stream.n_lanes,
+        seed=plan.seed,
+    )

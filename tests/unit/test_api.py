@@ -1,0 +1,88 @@
+"""The Python interface on a model with a transport."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_model import load_tiny_model
+
+from save_dist.api import Model
+from save_dist.config.schema import ComposeConfig
+from save_dist.core.errors import ConfigError
+
+FEW = ComposeConfig(n_cells=32)
+HELD_OUT = {"cell_type": "T", "condition": "stim"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return Model(load_tiny_model(tmp_path_factory.mktemp("api") / "model", transport=True))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return Model(load_tiny_model(tmp_path_factory.mktemp("api") / "plain"))
+
+
+def cells(condition="ctrl", cell_type="T", n=6):
+    counts = np.random.default_rng(0).poisson(3, (n, 12)).astype(np.float32)
+    obs = pd.DataFrame({"cell_type": cell_type, "condition": condition}, index=list("abcdefgh")[:n])
+    return anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(12)]))
+
+
+def test_a_model_with_a_transport_composes_by_default(model):
+    made = model.generate([HELD_OUT, {"cell_type": "B", "condition": "stim"}], 4, compose=FEW)
+    assert made.obs["route"].tolist() == ["condition: ctrl -> stim"] * 4 + ["direct"] * 4
+    assert made.obs["seen"].tolist() == [False] * 4 + [True] * 4
+    direct = model.generate(HELD_OUT, 4, unseen="direct")
+    assert set(direct.obs["route"]) == {"direct"}
+    assert not np.array_equal(direct.X, made.X[:4])
+
+
+def test_a_model_without_goes_direct_and_says_what_composing_needs(plain):
+    assert set(plain.generate(HELD_OUT, 2).obs["route"]) == {"direct"}
+    with pytest.raises(ConfigError, match=r"unseen='compose', but the model has no transport"):
+        plain.generate(HELD_OUT, 2, unseen="compose")
+
+
+def test_control_cells_are_carried(model):
+    moved = model.transfer(cells(), {"condition": "stim"}, compose=FEW)
+    assert moved.uns["save_dist"]["method"] == "transport"
+    assert set(moved.obs["condition"]) == {"stim"} and moved.obs_names.tolist() == list("abcdef")
+    again = model.transfer(cells(), {"condition": "stim"}, compose=FEW)
+    np.testing.assert_array_equal(moved.X, again.X)
+    redecoded = model.transfer(cells(), {"condition": "stim"}, method="redecode")
+    assert redecoded.uns["save_dist"]["method"] == "redecode"
+    assert not np.allclose(moved.layers["mean"], redecoded.layers["mean"])
+
+
+def test_a_carried_cell_is_its_own_whatever_the_size_of_the_call(model, monkeypatch):
+    whole = model.transfer(cells(), {"condition": "stim"}, compose=FEW)
+    monkeypatch.setattr("save_dist.api.MINIBATCH", 2)
+    parts = model.transfer(cells(), {"condition": "stim"}, compose=FEW)
+    np.testing.assert_allclose(whole.layers["mean"], parts.layers["mean"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        pytest.param({"condition": "stim"}, {"condition": "ctrl"}, id="towards the reference"),
+        pytest.param({"cell_type": "B"}, {"cell_type": "NK"}, id="no transported column"),
+        pytest.param({}, {"cell_type": "B", "condition": "stim"}, id="two columns"),
+    ],
+)
+def test_what_no_transport_reaches_is_redecoded_or_refused(model, source, target):
+    moved = model.transfer(cells(**source), target)
+    assert moved.uns["save_dist"]["method"] == "redecode"
+    with pytest.raises(ConfigError, match=r"every cell must be at the reference of one of cond"):
+        model.transfer(cells(**source), target, method="transport")
+
+
+def test_one_cell_off_the_reference_is_enough(model):
+    mixed = cells(condition=["ctrl"] * 5 + ["stim"])
+    assert model.transfer(mixed, {"condition": "stim"}).uns["save_dist"]["method"] == "redecode"
+
+
+def test_a_transfer_by_transport_needs_one(plain):
+    with pytest.raises(ConfigError, match=r"method='transport', but the model has no transport"):
+        plain.transfer(cells(), {"condition": "stim"}, method="transport")
