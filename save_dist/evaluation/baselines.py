@@ -8,17 +8,16 @@ the change that other cells show between reference and target.
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32
 from numpy import ndarray
 
 from save_dist.evaluation.space import Sample, Space, TrainCells
 from save_dist.evaluation.tables import Codes, Counts
+from save_dist.vocab import similarity
 from save_dist.vocab.conditions import ConditionVocabulary
 
 MIN_CELLS = 10
 """Training cells that a combination needs for its mean to be used."""
-TEMPERATURES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Candidates for the similarity-weighted shift, in units of the mean distance of profiles."""
 
 Context = tuple[Codes, Codes]
 """A seen combination and the same one at the reference."""
@@ -67,7 +66,8 @@ def similarity_shift(
     """
     changes = _changes(pairs, train)
     profiles = np.stack([train.means[at_reference] for _, at_reference in pairs])
-    weights = _weights(train.means[control], profiles, _temperature(profiles, changes))
+    temperature = similarity.best_temperature([(profiles, changes)])
+    weights = similarity.weights(train.means[control], profiles, temperature)
     shift: ndarray = (weights @ changes).astype(np.float32)
     return shift
 
@@ -133,40 +133,3 @@ def is_known(codes: Codes, train: TrainCells) -> bool:
 
 def _changes(pairs: list[Context], train: TrainCells) -> Float32[ndarray, "context gene"]:
     return np.stack([train.means[seen] - train.means[ref] for seen, ref in pairs])
-
-
-def _temperature(
-    profiles: Float32[ndarray, "context gene"], changes: Float32[ndarray, "context gene"]
-) -> float:
-    """Leave each context out in turn; the temperature of smallest squared error."""
-    if len(profiles) < 3:  # one other context has weight 1 at any temperature
-        return max(TEMPERATURES)
-    return min(TEMPERATURES, key=lambda t: _error_left_out(profiles, changes, t))
-
-
-def _error_left_out(
-    profiles: Float32[ndarray, "context gene"],
-    changes: Float32[ndarray, "context gene"],
-    temperature: float,
-) -> float:
-    total = 0.0
-    for i in range(len(profiles)):
-        rest = np.arange(len(profiles)) != i
-        weights = _weights(profiles[i], profiles[rest], temperature)
-        total += float(np.square(weights @ changes[rest] - changes[i]).sum())
-    return total
-
-
-def _weights(
-    here: Float32[ndarray, " gene"],
-    profiles: Float32[ndarray, "context gene"],
-    temperature: float,
-) -> Float64[ndarray, " context"]:
-    """Softmax of the negative distances over the temperature times their mean."""
-    distance = np.sqrt(np.square(profiles - here).sum(axis=1, dtype=np.float64))
-    scale = float(distance.mean())
-    if scale == 0:
-        return np.full(len(profiles), 1.0 / len(profiles))
-    weights = np.exp(-(distance - distance.min()) / (temperature * scale))
-    out: ndarray = weights / weights.sum()
-    return out

@@ -15,12 +15,11 @@ from jaxtyping import Float32, Float64, Int64
 from numpy import ndarray
 from safetensors.torch import load_file, save_file
 
+from save_dist.vocab import similarity
 from save_dist.vocab.transports import Codes, Pair
 
 MIN_CELLS = 10
 """Training cells that a combination needs for its mean to count as evidence of a shift."""
-TEMPERATURES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Candidates, in units of the mean distance between control profiles."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def similarity_shift(
         temperature: of the softmax over negative distances, in units of their mean.
     """
     controls, changes = _controls_and_changes(profiles, pairs)
-    weights = _weights(profiles.log_of(control), controls, temperature)
+    weights = similarity.weights(profiles.log_of(control), controls, temperature)
     shift: ndarray = weights @ changes
     return shift
 
@@ -106,14 +105,9 @@ def best_temperature(profiles: Profiles, pairs: Sequence[Pair]) -> float:
         profiles: averages of the training cells.
         pairs: of one column, any values; each value is judged by its own pairs.
     """
-    groups = []
-    for column, value in sorted({(pair.column, pair.value) for pair in pairs}):
-        known = evidence(profiles, pairs, column, value)
-        if len(known) >= 3:  # a single other pair has weight 1 at any temperature
-            groups.append(_controls_and_changes(profiles, known))
-    if not groups:
-        return max(TEMPERATURES)
-    return min(TEMPERATURES, key=lambda t: sum(_error_left_out(*group, t) for group in groups))
+    asked = sorted({(pair.column, pair.value) for pair in pairs})
+    known = [evidence(profiles, pairs, column, value) for column, value in asked]
+    return similarity.best_temperature([_controls_and_changes(profiles, k) for k in known if k])
 
 
 def _controls_and_changes(
@@ -122,29 +116,3 @@ def _controls_and_changes(
     controls = np.stack([profiles.log_of(pair.control) for pair in pairs])
     targets = np.stack([profiles.log_of(pair.target) for pair in pairs])
     return controls, targets - controls
-
-
-def _error_left_out(
-    controls: Float64[ndarray, "pair gene"],
-    changes: Float64[ndarray, "pair gene"],
-    temperature: float,
-) -> float:
-    total = 0.0
-    for i in range(len(controls)):
-        rest = np.arange(len(controls)) != i
-        weights = _weights(controls[i], controls[rest], temperature)
-        total += float(np.square(weights @ changes[rest] - changes[i]).sum())
-    return total
-
-
-def _weights(
-    here: Float64[ndarray, " gene"], controls: Float64[ndarray, "pair gene"], temperature: float
-) -> Float64[ndarray, " pair"]:
-    """Softmax of the negative distances over the temperature times their mean."""
-    distance = np.sqrt(np.square(controls - here).sum(axis=1))
-    scale = float(distance.mean())
-    if scale == 0:
-        return np.full(len(controls), 1.0 / len(controls))
-    weights = np.exp(-(distance - distance.min()) / (temperature * scale))
-    out: ndarray = weights / weights.sum()
-    return out

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from save_dist.stores.profiles import (
-    TEMPERATURES,
     Profiles,
     best_temperature,
     evidence,
     similarity_shift,
 )
+from save_dist.vocab.similarity import TEMPERATURES
 from save_dist.vocab.transports import control_pairs
 
 REFERENCES = {1: 0}
