@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import anndata
 import numpy as np
@@ -130,6 +131,21 @@ def test_flipped_byte_is_found_and_only_its_part_written_anew(tiny_copy, ray_ses
     arguments = ["verify", str(tiny_copy / "atlas.zarr"), "--mend"]
     assert CliRunner().invoke(app, arguments).exit_code == 4
     assert run_job("generate", CONFIGS / "generate.yaml", [f"run.dir={tiny_copy}"]) == 0
+    assert _bytes_of(tiny_copy / "atlas.zarr") == whole
+
+
+def test_part_that_cannot_be_written_is_named_and_ends_with_4(tiny_copy, ray_session, capsys):
+    whole = _bytes_of(tiny_copy / "atlas.zarr")
+    shard = tiny_copy / "atlas.zarr" / "X" / "c" / "1" / "0"
+    shard.unlink()
+    (shard / "in the way").mkdir(parents=True)
+    arguments = [f"run.dir={tiny_copy}"]
+    assert run_job("generate", CONFIGS / "generate.yaml", arguments) == 4
+    summary = last_line(capsys.readouterr().out)
+    assert summary["status"] == "partial"
+    assert "1 of 3 parts are missing after two tries (part 1: " in summary["error"]
+    shutil.rmtree(shard)
+    assert run_job("generate", CONFIGS / "generate.yaml", arguments) == 0
     assert _bytes_of(tiny_copy / "atlas.zarr") == whole
 
 

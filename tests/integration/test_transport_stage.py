@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.integration.conftest import CONFIGS, last_line, settings
+from tiny_run import CONFIGS, last_line, settings
 
 import save_dist
 from save_dist.cli import run_job
