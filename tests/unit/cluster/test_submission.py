@@ -174,14 +174,14 @@ def test_last_summary(log, found):
 
 def test_first_submission_uploads_one_whole_config(config):
     client = FakeJobs()
-    sent = submit.prepare("train", config, Path("/work/here"))
+    sent = submit.prepare("train", config, Path("/lab/here"))
     started = submit.start("train", sent, client, driver_cpus=2.0)
     (request,) = client.requests
     assert started == submit.Submission(request.submission_id, is_joined=False)
     assert request.submission_id == f"save-train-{config_hash(sent)[:16]}"
     assert request.command == "python -m save_dist.cli train --config train.yaml"
     assert request.driver_cpus == 2.0
-    assert request.metadata["run_dir"] == "/work/here/runs/tiny"
+    assert request.metadata["run_dir"] == "/lab/here/runs/tiny"
     assert list(client.files) == ["train.yaml"]
     assert "extends" not in client.files["train.yaml"]
     assert not request.folder.exists()
