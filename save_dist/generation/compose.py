@@ -10,6 +10,7 @@ Two constants per combination, found from cells with seeds of their own, correct
 They are a function of model, combination and settings, so every worker finds the same numbers.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -200,19 +201,10 @@ class _Cells(NamedTuple):
         mean: Float64[ndarray, " gene"],
         config: ComposeConfig,
     ) -> Float64[ndarray, " gene"]:
-        """Logits under which the mean log profile lies between these cells' own and `mean`.
-
-        With counts scaled by c, E log1p grows by at most min(1, E log1p) per unit of log c, so a
-        step of max(1, found) * log(goal / found) does not overshoot.
-        """
+        """Logits under which the mean log profile lies between these cells' own and `mean`."""
         own = self._mean_log(offset)
         goal = np.maximum((1 - config.blend) * own + config.blend * mean, 0.0)
-        found = own
-        for _ in range(config.n_iterations):
-            ratio = np.log((goal + _FLOOR) / (found + _FLOOR))
-            offset = offset + np.maximum(found, 1.0) * ratio
-            found = self._mean_log(offset)
-        return offset
+        return match_mean(self._mean_log, offset, goal, config.n_iterations)
 
     def _mean_log(self, offset: Float64[ndarray, " gene"]) -> Float64[ndarray, " gene"]:
         """Mean log profile of counts drawn from the carried cells; the same draws every time."""
@@ -236,3 +228,27 @@ class _Cells(NamedTuple):
                 logits = torch.from_numpy(offset.astype(np.float32)).to(x.device)
             px = self.bundle.vae.decode(latent, condition, library, logit_offset=logits)
             return px.mean.float().cpu().numpy(), px.inverse_dispersion.float().cpu().numpy()
+
+
+def match_mean(
+    profile: Callable[[Float64[ndarray, " gene"]], Float64[ndarray, " gene"]],
+    offset: Float64[ndarray, " gene"],
+    goal: Float64[ndarray, " gene"],
+    n_iterations: int,
+) -> Float64[ndarray, " gene"]:
+    """Gene logits to add so that cells have a given mean log profile, by fixed-point steps.
+
+    With counts scaled by c, E log1p grows by at most min(1, E log1p) per unit of log c, so a step
+    of max(1, found) * log(goal / found) does not overshoot.
+
+    Args:
+        profile: mean log-normalised expression of the cells under an offset.
+        offset: where to start.
+        goal: mean log-normalised expression wanted.
+        n_iterations: steps.
+    """
+    for _ in range(n_iterations):
+        found = profile(offset)
+        ratio = np.log((goal + _FLOOR) / (found + _FLOOR))
+        offset = offset + np.maximum(found, 1.0) * ratio
+    return offset
