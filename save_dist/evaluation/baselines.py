@@ -6,11 +6,13 @@ the change that other cells show between reference and target.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 from numpy import ndarray
 
+from save_dist.data.transforms import LIBRARY_SCALE
 from save_dist.evaluation.space import Sample, Space, TrainCells
 from save_dist.evaluation.tables import Codes, Counts
 from save_dist.vocab import similarity
@@ -72,6 +74,24 @@ def similarity_shift(
     return shift
 
 
+def moved_rate(
+    control: Codes, pairs: list[Context], train: TrainCells
+) -> Float32[ndarray, " vocabulary_gene"]:
+    """Share of every gene in the counts of a cell: that of `control`, moved by the mean change.
+
+    The change of a context is that of log1p(1e4 * rate), so that it is additive where genes are
+    well expressed and vanishes with their counts, as the additive shift does.
+    """
+    level = {
+        codes: np.log1p(LIBRARY_SCALE * train.rates[codes]) for pair in pairs for codes in pair
+    }
+    change = np.mean([level[seen] - level[reference] for seen, reference in pairs], axis=0)
+    moved = np.expm1(np.log1p(LIBRARY_SCALE * train.rates[control]) + change)
+    rate = np.maximum(moved, 0.0)
+    out: ndarray = (rate / max(float(rate.sum(dtype=np.float64)), 1e-12)).astype(np.float32)
+    return out
+
+
 def nearest_seen(
     codes: Codes, control: Codes | None, pairs: list[Context], train: TrainCells
 ) -> Codes | None:
@@ -99,25 +119,75 @@ def shuffled_genes(counts: Counts, n: int, rng: np.random.Generator) -> Counts:
     return out
 
 
-def gaussian(
-    pool: Sample, shift: Float32[ndarray, " component"] | None, n: int, rng: np.random.Generator
-) -> Sample:
-    """`n` draws of the normal distribution in PCA space that has the pool's mean and covariance.
+@dataclass(frozen=True)
+class Gaussian:
+    """Normal distribution in PCA space.
 
     Args:
-        pool: at least two cells.
-        shift: added to the mean; None for none.
-        n: number of draws.
-        rng: source of the draws.
+        mean: its mean.
+        loadings: matrix that turns standard normal numbers into deviations from it.
     """
-    mean = pool.pca.mean(axis=0, dtype=np.float64)
-    if shift is not None:
-        mean = mean + shift
-    covariance = np.atleast_2d(np.cov(pool.pca.astype(np.float64), rowvar=False))
-    values, vectors = np.linalg.eigh(covariance)
-    scale = np.sqrt(np.maximum(values, 0.0))
-    draws = mean + (rng.standard_normal((n, len(scale))) * scale) @ vectors.T
-    return Sample(draws.astype(np.float32), None, None)
+
+    mean: Float64[ndarray, " component"]
+    loadings: Float64[ndarray, "component component"]
+
+    @classmethod
+    def fit(cls, pool: Sample, shift: Float32[ndarray, " component"] | None) -> "Gaussian":
+        """With the mean and covariance of two cells or more; `shift` is added to the mean."""
+        mean = pool.pca.mean(axis=0, dtype=np.float64)
+        if shift is not None:
+            mean = mean + shift
+        covariance = np.atleast_2d(np.cov(pool.pca.astype(np.float64), rowvar=False))
+        values, vectors = np.linalg.eigh(covariance)
+        return cls(mean, np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T)
+
+    def draw(self, n: int, rng: np.random.Generator) -> Sample:
+        """`n` cells."""
+        draws = self.mean + rng.standard_normal((n, len(self.mean))) @ self.loadings
+        return Sample(draws.astype(np.float32), None, None)
+
+
+@dataclass(frozen=True)
+class IndependentGenes:
+    """Negative binomial counts of genes that know nothing of one another.
+
+    A count has mean library * rate and variance mean + dispersion * mean^2.
+
+    Args:
+        library: counts per cell of the cells it was fitted on.
+        rate: share of every gene in the counts of a cell; sums to 1.
+        dispersion: 1 / inverse dispersion of every gene; 0 is the Poisson distribution.
+    """
+
+    library: Float64[ndarray, " cell"]
+    rate: Float64[ndarray, " gene"]
+    dispersion: Float64[ndarray, " gene"]
+
+    @classmethod
+    def fit(cls, counts: Counts) -> "IndependentGenes":
+        """By moments, given the library of every cell; two cells or more."""
+        n = len(counts)
+        library = counts.sum(axis=1, dtype=np.float64)
+        total = counts.sum(axis=0, dtype=np.float64)
+        rate = total / max(total.sum(), 1.0)
+        squares = np.square(counts - np.outer(library, rate)).sum(axis=0)
+        excess = squares * (n / (n - 1)) - library.sum() * rate
+        power = np.square(rate) * np.square(library).sum()
+        dispersion = np.divide(excess, power, out=np.zeros_like(rate), where=power > 0)
+        return cls(library, rate, np.maximum(dispersion, 0.0))
+
+    def at_rate(self, rate: Float32[ndarray, " gene"]) -> "IndependentGenes":
+        """The same libraries and dispersions around other means."""
+        return replace(self, rate=rate.astype(np.float64))
+
+    def draw(self, n: int, rng: np.random.Generator) -> Float32[ndarray, "cell gene"]:
+        """Counts of `n` cells, whose libraries are drawn from those of the fit."""
+        library = self.library[rng.integers(len(self.library), size=n)]
+        mean = np.outer(library, self.rate)
+        spread = self.dispersion > 0
+        scatter = rng.standard_gamma(1.0 / self.dispersion[spread], (n, int(spread.sum())))
+        mean[:, spread] *= scatter * self.dispersion[spread]
+        return rng.poisson(mean).astype(np.float32)
 
 
 def shifted(control: Sample, shift: Float32[ndarray, " gene"], space: Space) -> Sample:

@@ -1,4 +1,4 @@
-"""What a biologist would check: genes, libraries, correlations, changes, memorised cells.
+"""What a biologist would check: genes, libraries, correlations, memorised cells.
 
 Pure functions of arrays. What cannot be measured (a constant gene profile has no correlation) is
 NaN here and left out by the caller, never replaced by a number.
@@ -12,13 +12,10 @@ from numpy import ndarray
 
 from save_dist.evaluation.metrics import squared_distances
 
-N_TOP = 50
-"""Genes of largest change whose overlap is counted."""
-N_TOP_R2 = 100
-"""Genes of largest change whose means are compared apart."""
 TRAIN_PERCENTILE = 5.0
 """Percentile of real test cells' distance to training below which a cell counts as nearer."""
 _CELLS_AT_ONCE = 256
+_ROUNDING = 1e-6
 
 
 class GeneProfile(NamedTuple):
@@ -27,22 +24,6 @@ class GeneProfile(NamedTuple):
     mean: Float64[ndarray, " gene"]
     variance: Float64[ndarray, " gene"]
     zeros: Float64[ndarray, " gene"]
-
-
-class Change(NamedTuple):
-    """How well a predicted change of gene means against the reference matches the real one.
-
-    Slope: regression of the predicted on the real change through 0; below 1 is too weak. It is
-    NaN where most of the real change is sampling noise. The others keep the noise of both sides:
-    read them beside the floor.
-    """
-
-    slope: float
-    pcc: float
-    spearman: float
-    r2: float
-    overlap: float
-    r2_top: float
 
 
 class Nearness(NamedTuple):
@@ -54,6 +35,13 @@ class Nearness(NamedTuple):
 
     ratio: float
     nearer_share: float
+
+
+class Agreement(NamedTuple):
+    """Correlation and coefficient of determination; NaN where the truth is constant."""
+
+    pcc: float
+    r2: float
 
 
 def gene_profile(log: Float32[ndarray, "cell gene"]) -> GeneProfile:
@@ -86,12 +74,26 @@ def r2(truth: Float64[ndarray, " gene"], predicted: Float64[ndarray, " gene"]) -
     return 1.0 - float(np.square(truth - predicted).sum()) / total
 
 
+def agreement(truth: Float64[ndarray, " gene"], predicted: Float64[ndarray, " gene"]) -> Agreement:
+    """Both measures at once, and the check that R2 <= PCC^2.
+
+    The best line through the points explains PCC^2 of the variance and the diagonal no more, so
+    an R2 above it is a mistake in one of the two.
+    """
+    found = Agreement(pearson(truth, predicted), r2(truth, predicted))
+    explained = 0.0 if np.isnan(found.pcc) else found.pcc**2  # a constant explains nothing
+    spread = float(np.square(truth - truth.mean()).sum())
+    lost = float(truth @ truth + predicted @ predicted) * len(truth) * np.finfo(np.float64).eps
+    allowed = _ROUNDING + (lost / spread if spread > 0 else 0.0)
+    assert np.isnan(found.r2) or found.r2 <= explained + allowed, f"R2 > PCC^2: {found}"
+    return found
+
+
 def compare_profiles(real: GeneProfile, generated: GeneProfile) -> dict[str, float]:
     """Correlation, R2 and squared error of each part, signed zero difference, variance ratio."""
     out: dict[str, float] = {}
     for name, truth, found in zip(GeneProfile._fields, real, generated, strict=True):
-        out[f"{name}_pcc"] = pearson(truth, found)
-        out[f"{name}_r2"] = r2(truth, found)
+        out[f"{name}_pcc"], out[f"{name}_r2"] = agreement(truth, found)
         out[f"{name}_mse"] = float(np.square(truth - found).mean())
     out["zero_difference"] = float((generated.zeros - real.zeros).mean())
     varies = real.variance > 0
@@ -118,42 +120,25 @@ def compare_correlations(
 def compare_libraries(
     real: Float32[ndarray, " real"], generated: Float32[ndarray, " generated"]
 ) -> dict[str, float]:
-    """Ratio of the medians and ratio of the spreads (sd of the log) of counts per cell."""
-    medians = [float(np.median(library)) for library in (generated, real)]
-    spreads = [float(np.log(np.maximum(library, 1.0)).std()) for library in (generated, real)]
-    return {"library_ratio": _ratio(*medians), "library_spread_ratio": _ratio(*spreads)}
+    """Counts per cell: ratio of medians; of their logarithm, ratio of spreads and distance.
 
-
-def compare_change(
-    real: Float64[ndarray, " gene"],
-    generated: Float64[ndarray, " gene"],
-    real_control: Float64[ndarray, " gene"],
-    generated_control: Float64[ndarray, " gene"],
-    noise: float,
-) -> Change:
-    """Change of the gene means against the reference condition.
-
-    Args:
-        real: means of the real cells of the condition.
-        generated: means of the generated cells of the condition.
-        real_control: means of real reference cells, for the real change.
-        generated_control: means of *other* real reference cells, for the generated change:
-            sharing the cells would share their noise and flatter the correlation.
-        noise: sum over genes of the sampling variance of the real change. It is taken off the
-            power of the real change, which would otherwise dilute the slope of few cells.
+    The spread is the standard deviation; the distance is Wasserstein 1, in natural log units: 0.1
+    is a shift by about 10%.
     """
-    truth, found = real - real_control, generated - generated_control
-    power = float(truth @ truth) - noise
-    top = np.argsort(-np.abs(truth), kind="stable")
-    found_top = np.argsort(-np.abs(found), kind="stable")[:N_TOP]
-    return Change(
-        slope=float(truth @ found) / power if power > noise else float("nan"),
-        pcc=pearson(truth, found),
-        spearman=pearson(ranks(truth), ranks(found)),
-        r2=r2(truth, found),
-        overlap=len(np.intersect1d(top[:N_TOP], found_top)) / min(N_TOP, len(truth)),
-        r2_top=r2(real[top[:N_TOP_R2]], generated[top[:N_TOP_R2]]),
-    )
+    medians = [float(np.median(library)) for library in (generated, real)]
+    logs = [np.log(np.maximum(library, 1.0)) for library in (generated, real)]
+    return {
+        "library_ratio": _ratio(*medians),
+        "library_spread_ratio": _ratio(*(float(log.std()) for log in logs)),
+        "library_w1": wasserstein_1d(*logs),
+    }
+
+
+def wasserstein_1d(x: Float[ndarray, " x"], y: Float[ndarray, " y"]) -> float:
+    """Wasserstein 1 distance of two sets of numbers: the area between their distributions."""
+    edges = np.sort(np.concatenate([x, y]).astype(np.float64))
+    shares = [np.searchsorted(np.sort(side), edges[:-1], "right") / side.size for side in (x, y)]
+    return float(np.abs(shares[0] - shares[1]) @ np.diff(edges))
 
 
 def compare_nearness(

@@ -9,6 +9,7 @@ GENERATED = "generated"
 FLOOR = "floor"
 MARGINAL = "marginal"
 SHUFFLE = "gene_shuffle"
+INDEPENDENT = "independent_nb"
 GAUSSIAN = "gaussian"
 CONTROL = "control"
 ADDITIVE = "additive_shift"
@@ -22,6 +23,11 @@ CANDIDATES: dict[str, tuple[str, str]] = {
     GENERATED: ("Generated", "cells of the model"),
     FLOOR: ("Real, other half", "half of the test cells against the other half: the best possible"),
     SHUFFLE: ("Gene shuffle", "right marginals of the combination, no correlation between genes"),
+    INDEPENDENT: (
+        "Independent genes",
+        "negative binomial counts of every gene apart, fitted on training cells of the "
+        "combination; of a held-out one on control cells, with means moved by the additive change",
+    ),
     GAUSSIAN: ("Gaussian in PCA", "normal distribution in PCA space (mean and covariance)"),
     CONTROL: ("Control cells", "real cells of the reference condition, unchanged"),
     ADDITIVE: ("Additive shift", "control cells plus the mean change seen in other cells"),
@@ -42,14 +48,14 @@ class Metric:
     Args:
         key: its name in metrics.json; per-column ones carry `:column` behind it.
         title: its name for people.
-        ideal: the value of a perfect generator.
+        ideal: the value of a perfect generator; None for what only tells about the real cells.
         group: heading it stands under.
         hint: one line on what it shows.
     """
 
     key: str
     title: str
-    ideal: float
+    ideal: float | None
     group: str
     hint: str
 
@@ -87,6 +93,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("correlation_pcc", "Correlations, PCC", 1.0, _GENES, "200 most variable genes"),
     Metric("library_ratio", "Library, ratio of medians", 1.0, _CELLS, "counts per cell"),
     Metric("library_spread_ratio", "Library, ratio of spreads", 1.0, _CELLS, "sd of the log"),
+    Metric("library_w1", "Library, Wasserstein 1", 0.0, _CELLS, "of the log of counts per cell"),
     Metric(
         "label_accuracy", "Label recognised", 1.0, _CELLS, "by a classifier; compare with the floor"
     ),
@@ -95,6 +102,27 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("nearer_train_share", "Share near training", 0.05, _CELLS, "0.05 for new real cells"),
     Metric("change_slope", "Change, slope", 1.0, _CHANGE, "below 1: effect too weak"),
+    Metric(
+        "change_slope_significant",
+        "Change, slope, significant",
+        1.0,
+        _CHANGE,
+        "the same over genes with significant real change (Welch, FDR 5%), cross-fitted",
+    ),
+    Metric(
+        "change_n_significant",
+        "Genes of significant real change",
+        None,
+        _CHANGE,
+        "Welch t-test, Benjamini-Hochberg 5%",
+    ),
+    Metric(
+        "change_overlap_significant",
+        "Change, significant shared",
+        1.0,
+        _CHANGE,
+        "among as many most significant genes of the generated change",
+    ),
     Metric("change_pcc", "Change, PCC", 1.0, _CHANGE, "over genes"),
     Metric("change_spearman", "Change, Spearman", 1.0, _CHANGE, "over genes"),
     Metric("change_r2", "Change, R2", 1.0, _CHANGE, "over genes"),

@@ -175,7 +175,7 @@ def _numbers(group: GroupScores) -> str:
             heading = about.group
             rows.append(markup.section_row(heading, len(candidates) + 4))
         found = [group.metrics[key].get(metric) for key in candidates]
-        ideal = (f"{about.ideal:g}", "muted")
+        ideal = ("-" if about.ideal is None else f"{about.ideal:g}", "muted")
         ours = group.metrics[GENERATED].get(metric)
         weighted = (markup.number(None if ours is None else ours.weighted), "muted")
         averages = [_average(average) for average in found]

@@ -13,6 +13,7 @@ from numpy import ndarray
 from save_dist.core import seeding
 from save_dist.data.transforms import log_normalise
 from save_dist.evaluation.metrics import median_squared_distance
+from save_dist.evaluation.moments import Moments
 from save_dist.evaluation.tables import CellTable, Codes, Counts
 
 MAX_GENES = 2000
@@ -83,11 +84,26 @@ class Space:
 
 @dataclass(frozen=True)
 class TrainCells:
-    """Training cells in the space, and the mean profile of each of their combinations."""
+    """Training cells in the space, and profiles of each of their combinations.
+
+    Args:
+        sample: the cells.
+        rows: rows of every combination.
+        means: mean log-normalised expression of the compared genes.
+        variances: its variance, of the cells as a sample; 0 for a single cell.
+        rates: share of every vocabulary gene in all counts of the combination.
+    """
 
     sample: Sample
     rows: dict[Codes, Int64[ndarray, " row"]]
     means: dict[Codes, Float32[ndarray, " gene"]]
+    variances: dict[Codes, Float32[ndarray, " gene"]]
+    rates: dict[Codes, Float32[ndarray, " vocabulary_gene"]]
+
+    def moments(self, codes: Codes) -> Moments:
+        """Mean and variance of a combination of two or more cells."""
+        mean, variance = (kind[codes].astype(np.float64) for kind in (self.means, self.variances))
+        return Moments(len(self.rows[codes]), mean, variance)
 
 
 def fit_space(train: CellTable, n_components: int, seed: int) -> tuple[Space, TrainCells]:
@@ -114,10 +130,21 @@ def fit_space(train: CellTable, n_components: int, seed: int) -> tuple[Space, Tr
         explained=explained,
         median_squared=max(median_squared_distance(pca[some]), _MIN_SQUARED),
     )
-    rows = train.rows_by_combination()
-    means = {codes: log[r].mean(axis=0, dtype=np.float64) for codes, r in rows.items()}
-    sample = Sample(pca, log, library)
-    return space, TrainCells(sample, rows, {c: m.astype(np.float32) for c, m in means.items()})
+    return space, _train_cells(train, Sample(pca, log, library))
+
+
+def _train_cells(train: CellTable, sample: Sample) -> TrainCells:
+    """Profiles of every combination."""
+    assert sample.log is not None, "training cells are made as counts"
+    known = TrainCells(sample, train.rows_by_combination(), {}, {}, {})
+    for codes, rows in known.rows.items():
+        log = sample.log[rows]
+        total = train.counts[rows].sum(axis=0, dtype=np.float64)
+        known.means[codes] = log.mean(axis=0, dtype=np.float64).astype(np.float32)
+        squares = np.square(log - known.means[codes]).sum(axis=0, dtype=np.float64)
+        known.variances[codes] = (squares / max(len(rows) - 1, 1)).astype(np.float32)
+        known.rates[codes] = (total / max(total.sum(), 1.0)).astype(np.float32)
+    return known
 
 
 def log_normalised(counts: Counts) -> Float32[ndarray, "cell gene"]:

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from save_dist.core import seeding
 from save_dist.evaluation import baselines, catalogue
-from save_dist.evaluation.combination import CombinationTask, Reference
+from save_dist.evaluation.case import Case, Reference
+from save_dist.evaluation.combination import CombinationTask
+from save_dist.evaluation.moments import Moments, moments
 from save_dist.evaluation.picture import PictureJob
 from save_dist.evaluation.space import Space, TrainCells
 from save_dist.evaluation.tables import CellTable, Codes, Counts
@@ -66,7 +68,7 @@ class TaskMaker:
     n_max: int
     seed: int
     generated_rows: Mapping[Codes, Rows]
-    _test_profiles: dict[Codes, tuple[Float64[ndarray, " gene"], float]] = field(
+    _test_moments: dict[Codes, tuple[Moments, tuple[Moments, Moments]]] = field(
         default_factory=dict, repr=False
     )
 
@@ -77,7 +79,7 @@ class TaskMaker:
     def tasks(self) -> Iterator[CombinationTask]:
         """One task per combination, made when asked for."""
         for codes in self.combinations():
-            yield self._task(codes)
+            yield CombinationTask(self._case(codes))
 
     def picture(self, n_cells: int) -> PictureJob:
         """At most `n_cells`, half of them real, with equal numbers per combination."""
@@ -95,13 +97,13 @@ class TaskMaker:
         held_out = np.array([tuple(row) in self.real.held_out for row in cells.codes.tolist()])
         return PictureJob(cells, np.repeat([False, True], real.n_cells), held_out, self.seed)
 
-    def _task(self, codes: Codes) -> CombinationTask:
+    def _case(self, codes: Codes) -> Case:
         held_out = codes in self.real.held_out
         own = self.known.rows.get(codes, np.empty(0, dtype=np.int64))
         test = self._some(self.real.table, self.real.rows[codes])
-        pools, shifts = self._carried_over(codes) if held_out else ({}, {})
+        pools, shifts, moved_rate = self._carried_over(codes) if held_out else ({}, {}, None)
         shuffle_pool = test if held_out else self._some(self.train, own)
-        return CombinationTask(
+        return Case(
             condition=self.conditions.decode_one(codes),
             codes=codes,
             identity=self.conditions.identity(codes),
@@ -111,16 +113,22 @@ class TaskMaker:
             shuffle_pool=shuffle_pool if len(shuffle_pool) >= baselines.MIN_CELLS else None,
             pools=pools,
             shifts=shifts,
+            moved_rate=moved_rate,
             references=tuple(self._references(codes)),
             n_train=len(own),
         )
 
     def _carried_over(
         self, codes: Codes
-    ) -> tuple[dict[str, Counts], dict[str, Float32[ndarray, " gene"]]]:
-        """Cells and changes of other combinations that stand in for a held-out one."""
+    ) -> tuple[
+        dict[str, Counts],
+        dict[str, Float32[ndarray, " gene"]],
+        Float32[ndarray, " vocabulary_gene"] | None,
+    ]:
+        """Cells, changes and rates of other combinations that stand in for a held-out one."""
         pools: dict[str, Counts] = {}
         shifts: dict[str, Float32[ndarray, " gene"]] = {}
+        rate = None
         known = self.known
         control = baselines.control_of(codes, baselines.reference_codes(self.conditions))
         pairs = baselines.contexts(codes, control, known) if control is not None else []
@@ -129,10 +137,11 @@ class TaskMaker:
             if pairs:
                 shifts[catalogue.ADDITIVE] = baselines.additive_shift(pairs, known)
                 shifts[catalogue.SIMILARITY] = baselines.similarity_shift(control, pairs, known)
+                rate = baselines.moved_rate(control, pairs, known)
         nearest = baselines.nearest_seen(codes, control, pairs, known)
         if nearest is not None:
             pools[catalogue.NEAREST] = self._some(self.train, known.rows[nearest])
-        return pools, shifts
+        return pools, shifts, rate
 
     def _references(self, codes: Codes) -> Iterator[Reference]:
         """Per column with a reference: means of the reference cells in test and in training."""
@@ -146,14 +155,12 @@ class TaskMaker:
             yield self._reference(i, reference)
 
     def _reference(self, column: int, codes: Codes) -> Reference:
-        if codes not in self._test_profiles:
+        if codes not in self._test_moments:
             log = self.space.read(self._some(self.real.table, self.real.rows[codes])).log
             assert log is not None, "real cells are made as counts"
-            noise = float(log.var(axis=0, dtype=np.float64).sum()) / (len(log) - 1)
-            self._test_profiles[codes] = log.mean(axis=0, dtype=np.float64), noise
-        mean, noise = self._test_profiles[codes]
-        train_mean = self.known.means[codes].astype(np.float64)
-        return Reference(self.conditions.columns[column], mean, noise, train_mean)
+            self._test_moments[codes] = moments(log), (moments(log[::2]), moments(log[1::2]))
+        name = self.conditions.columns[column]
+        return Reference(name, *self._test_moments[codes], self.known.moments(codes))
 
     def _some(self, table: CellTable, rows: Rows) -> Counts:
         """Counts of the rows, of a random part of them if they are many."""

@@ -37,12 +37,13 @@ class Comparison:
 
 
 RIVALS = {
-    catalogue.SEEN: (catalogue.SHUFFLE, catalogue.GAUSSIAN),
+    catalogue.SEEN: (catalogue.SHUFFLE, catalogue.INDEPENDENT, catalogue.GAUSSIAN),
     catalogue.HELD_OUT: (
         catalogue.CONTROL,
         catalogue.ADDITIVE,
         catalogue.SIMILARITY,
         catalogue.NEAREST,
+        catalogue.INDEPENDENT,
         catalogue.GAUSSIAN,
     ),
 }

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from save_dist.evaluation.biology import pearson, r2, ranks
+from save_dist.evaluation.biology import agreement, ranks, wasserstein_1d
 from save_dist.evaluation.metrics import (
     Pairs,
     energy_distance,
@@ -32,12 +32,23 @@ def two_sides(draw, min_cells=2):
     )
 
 
-@given(st.integers(2, 12).flatmap(lambda n: st.tuples(vectors(n), vectors(n))))
-def test_r2_is_never_above_the_squared_correlation(pair):
-    truth, predicted = pair
-    correlation, determination = pearson(truth, predicted), r2(truth, predicted)
-    if np.isfinite(correlation) and np.isfinite(determination):
-        assert determination <= correlation**2 + 1e-6
+@given(
+    st.integers(2, 12).flatmap(lambda n: st.tuples(vectors(n), vectors(n))),
+    st.floats(-1e6, 1e6),
+    st.sampled_from([1e-9, 1e-3, 1.0, 1e6]),
+)
+def test_r2_is_never_above_the_squared_correlation(pair, offset, scale):
+    truth, predicted = (scale * side + offset for side in pair)
+    found = agreement(truth, predicted)  # which asserts it
+    if np.isfinite(found.pcc) and scale == 1.0:
+        assert found.r2 <= found.pcc**2 + 1e-6
+
+
+@given(st.integers(1, 9).flatmap(vectors), st.integers(1, 9).flatmap(vectors))
+def test_w1_of_numbers_is_symmetric_and_moves_with_an_offset(x, y):
+    assert wasserstein_1d(x, y) == pytest.approx(wasserstein_1d(y, x))
+    assert wasserstein_1d(x, x + 3) == pytest.approx(3)
+    assert wasserstein_1d(x, y) >= abs(x.mean() - y.mean()) - 1e-9
 
 
 @given(st.integers(1, 12).flatmap(vectors))

@@ -6,7 +6,7 @@ from save_dist.evaluation.space import Sample, TrainCells, fit_space
 from save_dist.vocab.conditions import ConditionVocabulary
 
 
-def known(means, n_cells=20):
+def known(means, n_cells=20, rates=None):
     """Training cells of which only profiles and numbers are known."""
     empty = np.empty((0, 1), dtype=np.float32)
     sizes = n_cells if isinstance(n_cells, dict) else dict.fromkeys(means, n_cells)
@@ -14,6 +14,8 @@ def known(means, n_cells=20):
         sample=Sample(empty, None, None),
         rows={codes: np.arange(n) for codes, n in sizes.items()},
         means={codes: np.array(mean, dtype=np.float32) for codes, mean in means.items()},
+        variances={codes: np.ones(len(mean), dtype=np.float32) for codes, mean in means.items()},
+        rates={codes: np.array(r, dtype=np.float32) for codes, r in (rates or {}).items()},
     )
 
 
@@ -124,11 +126,85 @@ def test_gaussian_has_the_moments_of_its_pool():
     rng = np.random.default_rng(0)
     pool = (rng.normal(size=(500, 3)) @ np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0.1]])).astype("f4")
     shift = np.array([5, 0, 0], dtype=np.float32)
-    made = baselines.gaussian(Sample(pool, None, None), shift, 20_000, rng)
+    made = baselines.Gaussian.fit(Sample(pool, None, None), shift).draw(20_000, rng)
     assert made.log is None
     assert made.library is None
     np.testing.assert_allclose(made.pca.mean(axis=0), pool.mean(axis=0) + shift, atol=0.06)
     np.testing.assert_allclose(np.cov(made.pca.T), np.cov(pool.T), atol=0.15)
+
+
+def negative_binomial(n, rate, dispersion, rng):
+    """Cells whose libraries vary, and which therefore correlate."""
+    mean = np.outer(rng.lognormal(7, 0.5, n), rate)
+    return rng.poisson(rng.gamma(1 / dispersion, dispersion * mean)).astype(np.float32)
+
+
+RATE = np.r_[0.03, 0.01, 0.002, np.full(100, 0.00958)]
+DISPERSION = np.r_[0.2, 1.0, 0.5, np.full(100, 0.1)]
+
+
+def test_independent_genes_are_fitted_whatever_the_libraries():
+    counts = negative_binomial(6000, RATE, DISPERSION, np.random.default_rng(0))
+    fitted = baselines.IndependentGenes.fit(counts)
+    np.testing.assert_allclose(fitted.rate, RATE, rtol=0.06)
+    np.testing.assert_allclose(fitted.library, counts.sum(axis=1))
+    np.testing.assert_allclose(fitted.dispersion[:3], DISPERSION[:3], rtol=0.15)
+    assert fitted.dispersion[3:].mean() == pytest.approx(0.1, rel=0.05)
+
+
+def test_independent_genes_keep_marginals_and_lose_correlation():
+    rng = np.random.default_rng(1)
+    rate = np.r_[np.full(20, 0.002), 0.96]
+    mean = np.outer(rng.lognormal(8, 0.3, 3000), rate)
+    mean[:, :20] *= rng.lognormal(0, 0.6, (3000, 1))
+    counts = rng.poisson(mean).astype(np.float32)
+    made = baselines.IndependentGenes.fit(counts).draw(3000, rng)
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(made.mean(axis=0), counts.mean(axis=0), rtol=0.08)
+    np.testing.assert_allclose(made.var(axis=0)[:20], counts.var(axis=0)[:20], rtol=0.35)
+    real, found = (
+        np.corrcoef((x[:, :20] / x.sum(axis=1, keepdims=True)).T)[np.triu_indices(20, 1)]
+        for x in (counts, made)
+    )
+    assert real.mean() > 0.3
+    assert abs(found.mean()) < 0.03
+
+
+def test_independent_genes_of_poisson_counts_do_not_spread():
+    counts = np.random.default_rng(0).poisson(np.full((400, 60), 3.0)).astype(np.uint16)
+    fitted = baselines.IndependentGenes.fit(counts)
+    assert np.all(fitted.dispersion < 0.1)
+    made = fitted.draw(2000, np.random.default_rng(1))
+    assert np.mean(made.var(axis=0) / made.mean(axis=0)) == pytest.approx(1, abs=0.06)
+
+
+def test_independent_genes_at_another_rate_keep_library_and_dispersion():
+    rng = np.random.default_rng(0)
+    fitted = baselines.IndependentGenes.fit(negative_binomial(4000, RATE, DISPERSION, rng))
+    moved = fitted.at_rate(np.full(103, 1 / 103, dtype=np.float32)).draw(2000, rng)
+    np.testing.assert_allclose(moved.mean(axis=0), fitted.library.mean() / 103, rtol=0.15)
+
+
+def test_a_gene_without_counts_stays_without():
+    counts = np.random.default_rng(0).poisson([[4.0, 0.0]] * 50).astype(np.uint16)
+    assert (
+        baselines.IndependentGenes.fit(counts).draw(60, np.random.default_rng(1))[:, 1].sum() == 0
+    )
+
+
+def test_moved_rate_doubles_a_gene_that_doubles_elsewhere():
+    rates = {
+        (0, 0): [0.1, 0.5, 0.4], (1, 0): [0.2, 0.4, 0.4],
+        (0, 1): [0.2, 0.4, 0.4], (1, 1): [0.4, 0.2, 0.4],
+        (0, 2): [0.05, 0.45, 0.5],
+    }  # fmt: skip
+    train = known(MEANS, rates=rates)
+    pairs = baselines.contexts((1, 2), (0, 2), train)
+    found = baselines.moved_rate((0, 2), pairs, train)
+    assert found.sum() == pytest.approx(1)
+    assert found[0] / found[2] == pytest.approx(2 * 0.05 / 0.5, rel=0.01)
+    expected = np.sqrt(0.8 * 0.5) * 0.45 / 0.5  # the mean change is geometric
+    assert found[1] / found[2] == pytest.approx(expected, rel=0.01)
 
 
 def test_shifted_control_moves_by_the_shift_and_stays_non_negative(real):
@@ -144,6 +220,6 @@ def test_shifted_control_moves_by_the_shift_and_stays_non_negative(real):
 def test_gaussian_of_one_component():
     rng = np.random.default_rng(0)
     pool = Sample(rng.normal(3, 2, (400, 1)).astype(np.float32), None, None)
-    made = baselines.gaussian(pool, None, 5000, rng).pca
+    made = baselines.Gaussian.fit(pool, None).draw(5000, rng).pca
     assert made.mean() == pytest.approx(3, abs=0.3)
     assert made.std() == pytest.approx(2, rel=0.1)

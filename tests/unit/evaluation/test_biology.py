@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from scipy.stats import rankdata
+from scipy.stats import rankdata, wasserstein_distance
 from sklearn.metrics import r2_score
 
 from save_dist.evaluation.biology import (
     GeneProfile,
-    compare_change,
+    agreement,
     compare_correlations,
     compare_libraries,
     compare_nearness,
@@ -14,6 +14,7 @@ from save_dist.evaluation.biology import (
     pearson,
     r2,
     ranks,
+    wasserstein_1d,
 )
 
 
@@ -33,6 +34,12 @@ def test_r2_is_that_of_sklearn():
     rng = np.random.default_rng(0)
     truth, found = rng.normal(size=(2, 30))
     assert r2(truth, found) == pytest.approx(r2_score(truth, found))
+
+
+def test_r2_above_the_squared_correlation_is_a_mistake(monkeypatch):
+    monkeypatch.setattr("save_dist.evaluation.biology.r2", lambda truth, predicted: 0.5)
+    with pytest.raises(AssertionError, match=r"R2 > PCC\^2.*r2=0.5"):
+        agreement(np.array([0.0, 1, 2]), np.array([1.0, 0, 1]))
 
 
 @pytest.mark.parametrize("values", [[3, 1, 2], [1, 1, 2, 2, 2, 0], [5, 5, 5]], ids=str)
@@ -89,48 +96,15 @@ def test_library_ratios():
     assert found["library_spread_ratio"] == pytest.approx(0.5, rel=0.01)
 
 
-def test_change_of_half_the_strength():
-    rng = np.random.default_rng(0)
-    control, effect = rng.normal(size=(2, 200))
-    found = compare_change(control + effect, control + 0.5 * effect, control, control, 0.0)
-    assert found.slope == pytest.approx(0.5)
-    assert found.pcc == pytest.approx(1)
-    assert found.spearman == pytest.approx(1)
-    assert found.overlap == 1
-    assert found.r2 < 1
-    assert found.r2_top < 1
+def test_library_distance_is_in_units_of_the_log():
+    real = np.exp(np.random.default_rng(0).normal(8, 0.5, 300)).astype(np.float32)
+    assert compare_libraries(real, 1.2 * real)["library_w1"] == pytest.approx(np.log(1.2), rel=1e-4)
 
 
-def test_unchanged_control_has_no_slope():
-    rng = np.random.default_rng(0)
-    control, effect = rng.normal(size=(2, 200))
-    found = compare_change(control + effect, control, control, control, 0.0)
-    assert found.slope == 0
-    assert np.isnan(found.pcc)
-
-
-def test_change_in_the_wrong_direction():
-    rng = np.random.default_rng(0)
-    control, effect = rng.normal(size=(2, 200))
-    found = compare_change(control + effect, control - effect, control, control, 0.0)
-    assert found.slope == pytest.approx(-1)
-    assert found.pcc == pytest.approx(-1)
-
-
-def test_slope_is_not_diluted_by_sampling_noise():
-    rng = np.random.default_rng(0)
-    control, effect = rng.normal(size=(2, 4000))
-    noisy = [control + effect + rng.normal(0, 0.5, 4000) for _ in range(2)]
-    with_noise = compare_change(*noisy, control, control, 4000 * 0.5**2)
-    diluted = compare_change(*noisy, control, control, 0.0)
-    assert with_noise.slope == pytest.approx(1, abs=0.03)
-    assert diluted.slope == pytest.approx(1 / (1 + 0.5**2), abs=0.03)
-
-
-def test_no_slope_where_the_change_is_noise():
-    rng = np.random.default_rng(0)
-    control, real, generated = rng.normal(size=(3, 500))
-    assert np.isnan(compare_change(real, generated, control, control, 1000.0).slope)
+def test_w1_of_numbers_is_that_of_scipy():
+    x, y = np.random.default_rng(0).normal(size=40), np.random.default_rng(1).normal(1, 2, size=70)
+    assert wasserstein_1d(x, y) == pytest.approx(wasserstein_distance(x, y))
+    assert wasserstein_1d(x, x) == 0
 
 
 @pytest.mark.parametrize(

@@ -25,15 +25,17 @@ def test_seen_and_held_out_are_apart(perfect):
 
 def test_every_distance_stands_beside_its_context(perfect):
     for distance in ("energy", "mmd2", "w1", "w2"):
-        for candidate in ("generated", "floor", "marginal", "gene_shuffle", "gaussian"):
+        for candidate in (
+            "generated", "floor", "marginal", "gene_shuffle", "independent_nb", "gaussian",
+        ):  # fmt: skip
             assert distance in perfect.seen.metrics[candidate]
         assert distance in perfect.seen.normalised["generated"]
 
 
 def test_held_out_combinations_have_all_simple_rivals(perfect):
-    rivals = {"control", "additive_shift", "similarity_shift", "nearest_seen", "gaussian"}
-    assert rivals <= set(perfect.held_out.metrics)
-    assert not rivals - {"gaussian"} & set(perfect.seen.metrics)
+    carried_over = {"control", "additive_shift", "similarity_shift", "nearest_seen"}
+    assert carried_over | {"gaussian", "independent_nb"} <= set(perfect.held_out.metrics)
+    assert not carried_over & set(perfect.seen.metrics)
 
 
 def test_floor_and_marginal_are_ordered(perfect):
@@ -54,6 +56,22 @@ def test_floor_has_the_change_of_the_condition(perfect):
     floor = perfect.seen.metrics["floor"]["change_slope:condition"]
     assert floor.mean == pytest.approx(1, abs=0.15)
     assert floor.n_combinations == 2  # stim combinations that are seen
+
+
+def test_floor_has_the_change_of_the_significant_genes(perfect):
+    floor = perfect.seen.metrics["floor"]
+    assert floor["change_slope_significant:condition"].mean == pytest.approx(1, abs=0.15)
+    ours = perfect.seen.metrics["generated"]
+    assert ours["change_n_significant:condition"].mean > 5
+    assert ours["change_overlap_significant:condition"].mean > 0.8
+
+
+def test_independent_genes_move_with_the_condition(perfect):
+    held_out = perfect.held_out.metrics
+    assert held_out["independent_nb"]["change_pcc:condition"].mean > 0.5
+    assert held_out["independent_nb"]["library_ratio"].mean == pytest.approx(
+        held_out["control"]["library_ratio"].mean, rel=0.2
+    )
 
 
 def test_control_cells_have_no_change(perfect):

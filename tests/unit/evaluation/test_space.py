@@ -77,6 +77,18 @@ def test_mean_profiles_per_combination(fitted, real):
     np.testing.assert_allclose(known.means[1, 0], known.sample.log[rows].mean(axis=0), rtol=1e-5)
 
 
+def test_variances_and_rates_per_combination(fitted, real):
+    _, known = fitted
+    rows = np.all(real["train"].codes == (1, 0), axis=1)
+    moments = known.moments((1, 0))
+    assert moments.n_cells == rows.sum()
+    np.testing.assert_allclose(
+        moments.variance, known.sample.log[rows].var(axis=0, ddof=1), rtol=1e-4
+    )
+    total = real["train"].counts[rows].sum(axis=0)
+    np.testing.assert_allclose(known.rates[1, 0], total / total.sum(), rtol=1e-6)
+
+
 def test_rows_by_combination_hold_every_row_once():
     codes = np.array([[1, 0], [0, 2], [1, 0], [0, 1]], dtype=np.int16)
     table = CellTable(np.zeros((4, 2), dtype=np.uint16), codes)
