@@ -26,7 +26,7 @@ from save_dist.flow.guidance import guided
 from save_dist.flow.path import straight_path
 from save_dist.flow.solver import integrate
 from save_dist.models.vae import Vae, VaeShape
-from save_dist.models.velocity import Velocity
+from save_dist.models.velocity import Velocity, make_flow_velocity
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ALL_GENES = 19_112  # a preset without `genes.n_top` takes all genes; the paper had these
@@ -109,7 +109,7 @@ def modes() -> list[Mode]:
 def parts(preset: Preset, mode: Mode) -> Iterator[tuple[str, Callable[[], object]]]:
     """Name and one unit of work of each row; a unit handles one minibatch."""
     vae, cells = make_vae(preset)
-    velocity = Velocity(preset.vae.latent_dim + 1, SIZES, preset.flow).to(DEVICE)
+    velocity = make_flow_velocity(preset.vae.latent_dim, SIZES, preset.flow).to(DEVICE)
     y = torch.randn(preset.n_cells, velocity.dim, device=DEVICE)
     t = torch.rand(preset.n_cells, device=DEVICE)
     codes, library = cells.codes, cells.counts.sum(1)

@@ -5,7 +5,7 @@ import torch
 
 from save_dist.config.schema import FlowConfig, TransportConfig, VaeConfig
 from save_dist.models.vae import Vae, VaeShape
-from save_dist.models.velocity import Velocity
+from save_dist.models.velocity import make_flow_velocity
 from save_dist.stores.bundle import LatentScale, load_bundle, save_bundle
 from save_dist.stores.profiles import Profiles
 from save_dist.stores.transports import Transport, make_transport_velocity
@@ -23,7 +23,16 @@ SUPPORT = {(0, 0): 40, (0, 1): 30, (1, 0): 20, (1, 1): 10, (2, 0): 5}
 """Every combination but the held-out one."""
 
 
-def save_tiny_model(folder, *, n_genes=12, seed=0, likelihood="nb", transport=False):
+def save_tiny_model(
+    folder,
+    *,
+    n_genes=12,
+    seed=0,
+    likelihood="nb",
+    transport=False,
+    centre="none",
+    effects=None,
+):
     """Publish a model of random weights; returns its hash."""
     vae_config = VaeConfig(
         backbone="mlp",
@@ -33,7 +42,7 @@ def save_tiny_model(folder, *, n_genes=12, seed=0, likelihood="nb", transport=Fa
         condition_width=8,
         likelihood=likelihood,
     )
-    flow_config = FlowConfig(width=16, depth=1, condition_width=8)
+    flow_config = FlowConfig(width=16, depth=1, condition_width=8, centre=centre)
     genes = GeneVocabulary(tuple(f"gene{i}" for i in range(n_genes)))
     blocks = _blocks(n_genes)
     shape = VaeShape(
@@ -43,9 +52,11 @@ def save_tiny_model(folder, *, n_genes=12, seed=0, likelihood="nb", transport=Fa
     vae = Vae(
         shape, vae_config, scale=torch.full((n_genes,), 8.0), fraction=fraction / fraction.sum()
     )
-    velocity = Velocity(vae_config.latent_dim + 1, CONDITIONS.sizes, flow_config)
+    velocity = make_flow_velocity(vae_config.latent_dim, CONDITIONS.sizes, flow_config)
     _shake(vae, seed)
     _shake(velocity, seed + 1)
+    if velocity.centre is not None:
+        velocity.centre.set_effects(tiny_effects() if effects is None else effects)
     y_dim = vae_config.latent_dim + 1
     mean, sd = np.zeros(y_dim, np.float32), np.ones(y_dim, np.float32)
     mean[-1], sd[-1] = np.log(200), 0.3
@@ -63,6 +74,13 @@ def save_tiny_model(folder, *, n_genes=12, seed=0, likelihood="nb", transport=Fa
         about={"config_hash": "c0ffee", "git_commit": "abc"},
         transport=tiny_transport(n_genes, seed) if transport else None,
     )
+
+
+def tiny_effects():
+    """Additive effects of every category on standardised y; those of MASK are zero."""
+    effects = torch.randn(7, 5, generator=torch.Generator().manual_seed(3))
+    effects[[3, 6]] = 0
+    return effects
 
 
 def tiny_transport(n_genes, seed=0):

@@ -1,7 +1,7 @@
-"""Condition codes on their way into the networks: embedding and masking.
+"""Condition codes on their way into the networks: embedding, additive mean, masking.
 
 A column with n categories has codes 0..n-1 and the MASK code n, which owns the last row of that
-column's embedding. Legend: N cells, C fields, E embedding width.
+column's embedding. Legend: N cells, C fields, E embedding width, D latent.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ class ConditionEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         chosen = list(range(len(sizes))) if columns is None else list(columns)
-        n_rows = torch.tensor([sizes[c] + 1 for c in chosen], dtype=torch.int64)
-        self.register_buffer("offsets", n_rows.cumsum(0) - n_rows, persistent=False)
+        n_rows, offsets = category_rows([sizes[c] for c in chosen])
+        self.register_buffer("offsets", offsets, persistent=False)
         self.register_buffer("columns", torch.tensor(chosen, dtype=torch.int64), persistent=False)
         self.register_buffer("zero", torch.zeros(width), persistent=False)
-        self.table = nn.Embedding(int(n_rows.sum()), width) if chosen else None
+        self.table = nn.Embedding(n_rows, width) if chosen else None
 
     def forward(self, codes: Int64[Tensor, "cell field"]) -> Float[Tensor, "cell width"]:
         """Embedding e of each cell's condition."""
@@ -46,6 +46,44 @@ class ConditionEmbedding(nn.Module):
         rows_NC = codes.index_select(1, self.columns) + self.offsets
         e: Tensor = self.table(rows_NC).sum(1)
         return e
+
+
+class AdditiveMean(nn.Module):
+    """m(c): the sum over columns of a fixed vector per category; that of MASK is zero.
+
+    Zero until `set_effects`; not trained, and part of the state that is saved.
+
+    Args:
+        sizes: categories per column of the codes.
+        dim: length of the vectors.
+    """
+
+    offsets: Tensor
+    effects: Tensor
+
+    def __init__(self, sizes: Sequence[int], dim: int) -> None:
+        super().__init__()
+        n_rows, offsets = category_rows(sizes)
+        self.register_buffer("offsets", offsets, persistent=False)
+        self.register_buffer("effects", torch.zeros(n_rows, dim))
+
+    def set_effects(self, effects: Float[Tensor, "category latent"]) -> None:
+        """Take the vectors of all categories, rows as in `category_rows`."""
+        self.effects.copy_(effects)
+
+    def forward(self, codes: Int64[Tensor, "cell field"]) -> Float[Tensor, "cell latent"]:
+        """Mean of each cell's condition, as far as it is given."""
+        m_ND: Tensor = self.effects[codes + self.offsets].sum(1)
+        return m_ND
+
+
+def category_rows(sizes: Sequence[int]) -> tuple[int, Int64[Tensor, " field"]]:
+    """Rows of a table of one row per category, column after column, and each column's first row.
+
+    The last row of every column is that of MASK.
+    """
+    n_rows_C = torch.tensor([size + 1 for size in sizes], dtype=torch.int64)
+    return int(n_rows_C.sum()), n_rows_C.cumsum(0) - n_rows_C
 
 
 # SAVE eq. 13

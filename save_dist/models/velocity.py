@@ -11,8 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from save_dist.config.schema import VelocityConfig
-from save_dist.models.conditioning import ConditionEmbedding
+from save_dist.config.schema import FlowConfig, VelocityConfig
+from save_dist.models.conditioning import AdditiveMean, ConditionEmbedding
 from save_dist.models.layers import AdaptiveBlock, Modulation, adaptive_norm
 
 _FLOW_GATE = 0.0  # every block starts as the identity
@@ -24,19 +24,34 @@ _FASTEST = 100.0  # periods per unit of time of the fastest time feature
 class Velocity(nn.Module):
     """v(x, t, condition). It is zero at the start of training.
 
+    Centred, it is m + v(x - t m, t, condition) with an additive mean m of the condition, and what
+    the network learns is the residual of the data: with x_1 = m + r the straight path is
+    x_t = r_t + t m, its velocity m + (r - x_0). Seen from outside it is a velocity of x as any
+    other, so solvers and guidance need not know; every condition that it is told, masked columns
+    and the null condition too, brings its own m.
+
     Args:
         dim: length of x.
         sizes: categories per condition column.
         config: backbone and widths.
+        is_centred: whether it has an additive mean; zero until it is set.
     """
 
-    def __init__(self, dim: int, sizes: Sequence[int], config: VelocityConfig) -> None:
+    def __init__(
+        self,
+        dim: int,
+        sizes: Sequence[int],
+        config: VelocityConfig,
+        *,
+        is_centred: bool = False,
+    ) -> None:
         super().__init__()
         self.dim, self.sizes, self.config = dim, tuple(sizes), config
         self.condition = ConditionEmbedding(sizes, config.condition_width)
         self.time = TimeEmbedding(config.condition_width)
         backbone = TokenBackbone if config.backbone == "attention" else DenseBackbone
         self.backbone = backbone(dim, config)
+        self.centre = AdditiveMean(sizes, dim) if is_centred else None
 
     def forward(
         self,
@@ -45,9 +60,26 @@ class Velocity(nn.Module):
         codes: Int64[Tensor, "cell field"],
     ) -> Float[Tensor, "cell latent"]:
         """Velocity of every cell at its own time."""
+        if self.centre is None:
+            return self._learnt(x, t, codes)
+        m_ND: Tensor = self.centre(codes)
+        return m_ND + self._learnt(x - t[:, None] * m_ND, t, codes)
+
+    def _learnt(
+        self,
+        x: Float[Tensor, "cell latent"],
+        t: Float[Tensor, " cell"],
+        codes: Int64[Tensor, "cell field"],
+    ) -> Float[Tensor, "cell latent"]:
         e = functional.silu(self.condition(codes) + self.time(t))
         v: Tensor = self.backbone(x, e)
         return v.to(x.dtype)
+
+
+def make_flow_velocity(latent_dim: int, sizes: Sequence[int], config: FlowConfig) -> Velocity:
+    """A fresh network of the flow, over z and library size."""
+    is_centred = config.centre == "additive"
+    return Velocity(latent_dim + 1, sizes, config, is_centred=is_centred)
 
 
 class TimeEmbedding(nn.Module):

@@ -115,7 +115,7 @@ def _trained(vocabulary: RunVocabulary, context: Context) -> dict[str, str]:
         "Genes": f"{len(vocabulary.genes):,} in {vocabulary.blocks.n_blocks} blocks",
         "VAE": f"{vae.backbone}, width {vae.width}, latent {vae.latent_dim}, {vae.likelihood}; "
         f"{vae.optim.n_steps:,} steps of {vae.optim.cells_per_step} cells",
-        "Flow": f"{flow.backbone}, width {flow.width}; "
+        "Flow": f"{flow.backbone}, width {flow.width}, centre {flow.centre}; "
         f"{flow.optim.n_steps:,} steps of {flow.optim.cells_per_step} cells",
     }
 

@@ -20,7 +20,7 @@ from save_dist.config.schema import FlowConfig, VaeConfig
 from save_dist.core.durable import digest, publish_folder, read_json, verify_folder, write_json
 from save_dist.core.errors import CheckpointError
 from save_dist.models.vae import Vae, VaeShape
-from save_dist.models.velocity import Velocity
+from save_dist.models.velocity import Velocity, make_flow_velocity
 from save_dist.stores.transports import PROFILES, WEIGHTS, Transport, read_transport
 from save_dist.vocab.blocks import GeneBlocks
 from save_dist.vocab.conditions import ConditionVocabulary
@@ -28,7 +28,7 @@ from save_dist.vocab.genes import GeneVocabulary
 
 Module = TypeVar("Module", bound=nn.Module)
 
-FORMAT = 2
+FORMAT = 3
 """Version of the folder's layout."""
 
 
@@ -136,7 +136,7 @@ def load_bundle(folder: Path, device: str = "cpu") -> ModelBundle:
     vae_config = VaeConfig.model_validate(facts["vae"])
     flow_config = FlowConfig.model_validate(facts["flow"])
     scale = load_file(folder / "latent_scale.safetensors")
-    velocity = Velocity(vae_config.latent_dim + 1, conditions.sizes, flow_config)
+    velocity = make_flow_velocity(vae_config.latent_dim, conditions.sizes, flow_config)
     vae = _empty_vae(genes, conditions, blocks, vae_config)
     return ModelBundle(
         vae=_load_weights(vae, folder / "vae.safetensors", device),

@@ -17,12 +17,13 @@ from save_dist.data.source import SomaSource
 from save_dist.data.splits import TRAIN, CellIndex
 from save_dist.data.stream import CellStream
 from save_dist.models.vae import Vae, VaeShape
-from save_dist.models.velocity import Velocity
+from save_dist.models.velocity import Velocity, make_flow_velocity
 from save_dist.stores.bundle import LatentScale
 from save_dist.stores.checkpoint import Checkpoint, CheckpointStore
 from save_dist.stores.latents import LatentStore
 from save_dist.stores.transports import make_transport_velocity, pair_codes
 from save_dist.stores.vocabulary import RunVocabulary, load_vocabulary
+from save_dist.training.additive import additive_effects
 from save_dist.training.latents import LatentStream, encode_cells, latent_scale
 from save_dist.training.loop import FitInput, Ranks, Reporter, fit
 from save_dist.training.plan import TrainPlan, make_stream_plan
@@ -126,8 +127,11 @@ def train_flow(
     """Latents -> flow checkpoints."""
     index = vocabulary.index.where(TRAIN)
     stream_plan = make_stream_plan(plan, plan.flow.optim, index.n_cells)
-    module = make_velocity(plan, vocabulary).to(device)
-    stage = FlowStage(module, plan.flow, latent_scale(store), _draws(plan, stream_plan))
+    module, scale = make_velocity(plan, vocabulary), latent_scale(store)
+    if module.centre is not None:
+        effects = additive_effects(store, index.codes, module.sizes, scale)
+        module.centre.set_effects(torch.from_numpy(effects))
+    stage = FlowStage(module.to(device), plan.flow, scale, _draws(plan, stream_plan))
     stream = LatentStream(store, index, stream_plan, ranks)
     inputs = FitInput(
         stage,
@@ -206,7 +210,7 @@ def make_velocity(plan: TrainPlan, vocabulary: RunVocabulary) -> Velocity:
     """A fresh velocity network; its weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed + 1)
-        return Velocity(plan.vae.latent_dim + 1, vocabulary.conditions.sizes, plan.flow)
+        return make_flow_velocity(plan.vae.latent_dim, vocabulary.conditions.sizes, plan.flow)
 
 
 def make_transport(plan: TrainPlan, vocabulary: RunVocabulary) -> Velocity:

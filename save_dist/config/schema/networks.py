@@ -141,6 +141,10 @@ class FlowConfig(VelocityConfig):
 
     coupling: Literal["none", "within_condition", "global"] = "none"
     """Pairing of noise and data by optimal transport; `global` ties noise to conditions."""
+    centre: Literal["none", "additive"] = "none"
+    """`additive`: the network learns what an additive model of the latents (one effect per
+    category, fitted on the training cells) leaves over. On seen combinations nothing changes; an
+    unseen one starts from the sum of its categories' effects."""
     mask: MaskConfig = MaskConfig()
     optim: OptimConfig = OptimConfig()
 

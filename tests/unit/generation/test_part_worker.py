@@ -100,6 +100,19 @@ def test_cells_do_not_depend_on_the_parts_if_minibatches_agree(tmp_path, finishe
     np.testing.assert_array_equal(a["obs/cell_seed"][:30], b["obs/cell_seed"][:30])
 
 
+def test_cells_around_an_additive_mean_do_not_depend_on_the_parts_either(tmp_path):
+    model = tmp_path / "model"
+    save_tiny_model(model, centre="additive")
+    counts = []
+    for size in (30, 60):
+        output = OutputConfig(cells_per_part=size, cells_per_chunk=10, cells_per_minibatch=10)
+        path, plan = begin(tmp_path / str(size), model, output=output)
+        fill(path, model, range(plan.n_parts))
+        counts.append(zarr.open_group(path, mode="r")["X"][:])
+    np.testing.assert_array_equal(*counts)
+    assert counts[0].any()
+
+
 def test_a_finished_part_is_not_sampled_again(tmp_path, model, monkeypatch):
     path, _ = begin(tmp_path, model)
     worker = PartWorker(model, path)

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from tiny_model import load_tiny_model
+from tiny_model import load_tiny_model, tiny_effects
 
 from save_dist.config.schema import GuidanceConfig, SolverConfig
 from save_dist.core.errors import ConfigError
+from save_dist.core.seeding import normals
+from save_dist.generation.latents import stream
 from save_dist.generation.sampler import (
     cell_seeds,
     sample_cells,
@@ -147,6 +149,60 @@ def test_numbers_out_of_range_are_refused_with_the_condition(bundle, monkeypatch
         ConfigError, match=r"8 of 8 cells, e\.g\. of .*'T'.*'stim'.*lower grid\.gui"
     ):
         sample(bundle, T_STIM)
+
+
+@pytest.fixture
+def centred(tmp_path, monkeypatch):
+    """A model around an additive mean whose network has nothing to add."""
+    bundle = load_tiny_model(tmp_path / "model", centre="additive")
+    monkeypatch.setattr(bundle.velocity.backbone, "forward", lambda x, e: torch.zeros_like(x))
+    return bundle
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        pytest.param((2, 1), id="unseen"),
+        pytest.param((0, 0), id="seen"),
+        pytest.param((3, 1), id="one column masked"),
+        pytest.param((3, 2), id="all masked"),
+    ],
+)
+@pytest.mark.parametrize("solver", [{}, {"method": "euler", "n_steps": 1}, {"method": "dopri5"}])
+def test_without_residual_cells_lie_around_the_additive_mean(centred, codes, solver):
+    """y = scale of (noise + effects of the columns given), exactly, for unseen combinations too."""
+    cells = sample(centred, [codes], n_cells=64, size=64, solver=SolverConfig(**solver))
+    effects = tiny_effects().numpy()
+    m = effects[codes[0]] + effects[4 + codes[1]]
+    seeds = cell_seeds(centred, codes, np.arange(64, dtype=np.int64), 0)
+    y = m + normals(stream(seeds, "noise"), 5)
+    np.testing.assert_allclose(cells.latent, y[:, :4], atol=1e-4)
+    np.testing.assert_allclose(np.log(cells.library), np.log(200) + 0.3 * y[:, 4], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "weights"),
+    [
+        ({"scale": 2.0}, (2.0, 2.0)),
+        ({"columns": {"condition": 0.0}}, (1.0, 0.0)),
+        ({"columns": {"condition": 1.5, "cell_type": 0.5}}, (0.5, 1.5)),
+    ],
+)
+def test_guidance_weighs_the_additive_mean_as_the_rest_of_the_field(centred, guidance, weights):
+    """The null condition has the mean 0, so a weight w gives w times the effect."""
+    plain = sample(centred, [centred.conditions.mask_codes], n_cells=8)
+    seeds = cell_seeds(centred, (2, 1), np.arange(8, dtype=np.int64), 0)
+    cells = sample_minibatch(
+        centred,
+        T_STIM.repeat(8, axis=0),
+        seeds,
+        guidance=GuidanceConfig(**guidance),
+        solver=SolverConfig(),
+    )
+    effects = tiny_effects().numpy()
+    y = weights[0] * effects[2] + weights[1] * effects[5] + normals(stream(seeds, "noise"), 5)
+    np.testing.assert_allclose(cells.latent, y[:, :4], atol=1e-4)
+    assert not np.allclose(plain.latent, cells.latent)
 
 
 @pytest.mark.parametrize(("codes", "n_cells"), [([[0, 0]], 0), (np.empty((0, 2), np.int64), 3)])

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from save_dist.config.schema import FlowConfig
-from save_dist.models.velocity import TimeEmbedding, Velocity
+from save_dist.flow.solver import integrate
+from save_dist.models.velocity import TimeEmbedding, Velocity, make_flow_velocity
 
 SIZES = (3, 2)
 N_CELLS = 6
@@ -30,6 +31,63 @@ def make_inputs(dim=9, dtype=torch.float32, n_cells=N_CELLS):
 def test_velocity_is_zero_at_the_start(backbone):
     v = make_velocity(backbone, shake=0.0)(*make_inputs())
     assert torch.equal(v, torch.zeros(N_CELLS, 9))
+
+
+def make_centred(backbone, *, shake, dtype=torch.float64):
+    """A network around an additive mean, and the same network without."""
+    effects = torch.randn(7, 9, generator=torch.Generator().manual_seed(2))
+    effects[[3, 6]] = 0
+    torch.manual_seed(0)
+    plain = make_velocity(backbone, shake=shake)
+    centred = make_flow_velocity(8, SIZES, plain.config.model_copy(update={"centre": "additive"}))
+    centred.load_state_dict(plain.state_dict() | {"centre.effects": effects})
+    return centred.to(dtype), plain.to(dtype), effects.to(dtype)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_centred_velocity_starts_as_its_additive_mean(backbone):
+    velocity, _, effects = make_centred(backbone, shake=0.0)
+    x, t, _ = make_inputs(dtype=torch.float64)
+    codes = torch.tensor([[0, 1], [2, 0], [3, 0], [1, 2], [3, 2], [0, 0]])
+    v = velocity(x, t, codes)
+    torch.testing.assert_close(v, effects[codes[:, 0]] + effects[4 + codes[:, 1]])
+    torch.testing.assert_close(v[2:5], torch.stack([effects[4], effects[1], 0 * effects[0]]))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_centred_velocity_learns_the_residual_of_its_mean(backbone):
+    """Its error on the path to x_1 is that of the plain network on the path to x_1 - m."""
+    velocity, plain, _ = make_centred(backbone, shake=0.3)
+    x_1, t, codes = make_inputs(dtype=torch.float64)
+    x_0, t_N1 = torch.randn_like(x_1), t[:, None]
+    m = velocity.centre(codes)
+    error = velocity((1 - t_N1) * x_0 + t_N1 * x_1, t, codes) - (x_1 - x_0)
+    residual = x_1 - m
+    expected = plain((1 - t_N1) * x_0 + t_N1 * residual, t, codes) - (residual - x_0)
+    torch.testing.assert_close(error, expected)
+
+
+@pytest.mark.parametrize(("method", "n_steps"), [("euler", 2), ("midpoint", 3), ("rk4", 2)])
+def test_solvers_carry_noise_to_the_mean_and_the_residual(method, n_steps):
+    velocity, plain, _ = make_centred("mlp", shake=0.3)
+    x_0, _, codes = make_inputs(dtype=torch.float64)
+
+    def end(network):
+        return integrate(
+            lambda t, x: network(x, t.expand(len(x)), codes),
+            x_0,
+            method=method,
+            n_steps=n_steps,
+            tolerance=1e-5,
+        ).x_1
+
+    torch.testing.assert_close(end(velocity), velocity.centre(codes) + end(plain))
+
+
+def test_the_mean_is_saved_and_not_trained():
+    velocity, plain, effects = make_centred("mlp", shake=0.3)
+    assert torch.equal(velocity.state_dict()["centre.effects"], effects)
+    assert {n for n, _ in velocity.named_parameters()} == {n for n, _ in plain.named_parameters()}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -4,10 +4,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny_model import CONDITIONS, SUPPORT, load_tiny_model, save_tiny_model, tiny_transport
+from tiny_model import (
+    CONDITIONS,
+    SUPPORT,
+    load_tiny_model,
+    save_tiny_model,
+    tiny_effects,
+    tiny_transport,
+)
 
 from save_dist.core.errors import CheckpointError
-from save_dist.stores.bundle import load_bundle
+from save_dist.stores.bundle import FORMAT, load_bundle
 
 FILES = [
     "blocks.json",
@@ -152,6 +159,19 @@ def test_an_absent_model_is_named(tmp_path):
 
 
 def test_another_format_is_refused(saved, monkeypatch):
-    monkeypatch.setattr("save_dist.stores.bundle.FORMAT", 3)
-    with pytest.raises(CheckpointError, match="format 2, this version reads 3; export it again"):
+    monkeypatch.setattr("save_dist.stores.bundle.FORMAT", FORMAT + 1)
+    expected = f"format {FORMAT}, this version reads {FORMAT + 1}; export it again"
+    with pytest.raises(CheckpointError, match=expected):
         load_bundle(saved[0])
+
+
+def test_an_additive_mean_comes_back_and_is_part_of_the_model(tmp_path, saved):
+    bundle = load_tiny_model(tmp_path / "model", centre="additive")
+    codes = torch.tensor([[0, 1], [2, 0], [3, 2]])
+    m = bundle.velocity.centre(codes)
+    torch.testing.assert_close(m, tiny_effects()[codes + torch.tensor([0, 4])].sum(1))
+    assert m[:2].all() and not m[2].any()
+    assert bundle.flow_config.centre == "additive" and bundle.hash != saved[1]
+    assert load_bundle(saved[0]).velocity.centre is None
+    other = save_tiny_model(tmp_path / "other", centre="additive", effects=2 * tiny_effects())
+    assert other != bundle.hash
