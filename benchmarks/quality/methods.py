@@ -4,24 +4,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import anndata
 import numpy as np
-import pandas as pd
 import torch
 from fits import Cells, Fit, Settings
+from scvi_peer import ScviPeer
 
 from save_dist.config.load import merge
-from save_dist.config.schema import ComposeConfig, SolverConfig
+from save_dist.config.schema import ComposeConfig
 from save_dist.core.seeding import cell_keys
 from save_dist.data.transforms import log_normalise
-from save_dist.evaluation.tables import CellTable, Codes
+from save_dist.evaluation.tables import Codes
 from save_dist.generation.compose import match_mean
 from save_dist.generation.draw import draw_counts
 from save_dist.stores.profiles import best_temperature, evidence, similarity_shift
 from save_dist.training.profiles import combination_profiles
 from save_dist.vocab.transports import control_pairs, reference_codes, with_code
 
-Way = Callable[[Fit, Cells, Sequence[Codes], int, int], Any]
+Way = Callable[[Any, Cells, Sequence[Codes], int, int], Any]
 """Fitted model, real cells, conditions, cells of each, seed -> counts, condition by condition."""
 
 
@@ -33,11 +32,13 @@ class Method:
         settings: sections of the configuration.
         held_out: ways of making combinations that were never trained on, by name.
         seen: ways of making those that were.
+        peer: fits a model that is not ours to cells, seed and CPU seconds.
     """
 
     settings: Settings
     held_out: dict[str, Way]
     seen: dict[str, Way]
+    peer: Callable[[Cells, int, float], Any] | None = None
 
 
 def direct(fit: Fit, cells: Cells, codes: Sequence[Codes], n: int, seed: int) -> Any:
@@ -70,6 +71,20 @@ def prior(fit: Fit, cells: Cells, codes: Sequence[Codes], n: int, seed: int) -> 
         z = rng.standard_normal((n, fit.model.bundle.vae_config.latent_dim)).astype(np.float32)
         found.append(_decoded(fit, z, library, code, None, seed))
     return np.concatenate(found)
+
+
+def fit_scvi(cells: Cells, seed: int, cpu_seconds: float) -> ScviPeer:
+    """A scVI model of the same genes, cells and conditions."""
+    conditions = cells.vocabulary.conditions
+    table = cells.train
+    return ScviPeer.fit(
+        table.counts, table.codes, conditions.sizes, conditions.columns, seed, cpu_seconds
+    )
+
+
+def scvi_prior(peer: ScviPeer, cells: Cells, codes: Sequence[Codes], n: int, seed: int) -> Any:
+    """From scVI's prior."""
+    return peer.sample(np.repeat(np.array(codes, dtype=np.int64), n, axis=0), seed)
 
 
 def redecoded(*, matched: bool) -> Way:
@@ -199,7 +214,7 @@ COMPOSE: Settings = {
         "encoder_columns": ["condition"],
         "decoder_columns": ["condition"],
         "mask": {"p": 0.0},
-        "optim": _steps(8000, 128, 2e-3),
+        "optim": _steps(6000, 128, 2e-3),
     },
     "flow": _FLOW,
     "transport": {"columns": ["condition"], "optim": _steps(1200, 256, 2e-3)},
@@ -208,13 +223,112 @@ COMPOSE: Settings = {
 """The networks of configs/compose."""
 
 
+PAPER: Settings = {
+    "training": {**_QUIET, "stream": _STREAM},
+    "vae": {
+        "width": 256,
+        "depth": 3,
+        "latent_dim": 128,
+        "condition_width": 512,
+        "block_projection": "shared",
+        "likelihood": "unit_interval",
+        "linear_skip": False,
+        "mask": {"p": 0.6},
+        "latent_mask": [0.2, 0.4],
+        "optim": {**_steps(160, 128, 1e-4), "warmup_share": 0.25},
+    },
+    "flow": {
+        "backbone": "attention",
+        "width": 256,
+        "condition_width": 512,
+        "mask": {"p": 0.6},
+        "optim": {**_steps(160, 128, 1e-4), "warmup_share": 0.25},
+    },
+}
+"""The networks of configs/paper (Table 8) in minibatches of 128, as many as the budget allows."""
+CFGEN: Settings = {
+    "training": {**_QUIET, "stream": _STREAM},
+    "vae": {
+        "backbone": "mlp",
+        "latent_dim": 48,
+        "kl_weight": 0.0,
+        "decoder_columns": [],
+        "linear_skip": False,
+        "optim": _steps(8000, 128, 2e-3),
+    },
+    "flow": {**_FLOW, "mask": {"p": 0.2}},
+}
+"""After CFGen: count autoencoder that knows no condition, conditional flow over its latents."""
+SCDIFFUSION: Settings = {
+    "training": {**_QUIET, "stream": _STREAM},
+    "vae": {
+        "backbone": "mlp",
+        "latent_dim": 128,
+        "likelihood": "unit_interval",
+        "kl_weight": 0.0,
+        "decoder_columns": [],
+        "linear_skip": False,
+        "optim": _steps(8000, 128, 2e-3),
+    },
+    "flow": {**_FLOW, "mask": {"p": 0.2}},
+}
+"""After scDiffusion: autoencoder of normalised expression, generative model of its latents."""
+
+
 def methods() -> dict[str, Method]:
-    """All of them, by name."""
+    """All of them, by name; "style" peers are configurations of our own trainer."""
     cvae = {"backbone": "mlp", "latent_dim": 16, "kl_weight": 1.0, "mask": {"p": 0.0}}
-    return {
-        "compose": Method(COMPOSE, COMPOSED, {"composed": direct}),
+    found = {
+        "compose": Method(COMPOSE, COMPOSED, LABELS),
         "MLP cVAE": Method(
-            merge(dict(DEFAULT), {"vae": {**cvae, "optim": _steps(12_000, 128, 2e-3)}}), CVAE, {}
+            {
+                "training": DEFAULT["training"],
+                "vae": {**cvae, "optim": _steps(9500, 128, 2e-3)},
+                "flow": {"optim": {"n_steps": 1}},  # not used
+            },
+            CVAE,
+            {},
         ),
         "default": Method(DEFAULT, LABELS, LABELS),
+        "paper": Method(PAPER, LABELS, LABELS),
+        "CFGen-style": Method(CFGEN, LABELS, LABELS),
+        "scDiffusion-style": Method(SCDIFFUSION, LABELS, LABELS),
+        "scVI": Method({}, {}, {"prior": scvi_prior}, peer=fit_scvi),
     }
+    changed = {f"ablation: {name}": merge(dict(SMALL), change) for name, change in CHANGES.items()}
+    return found | {name: Method(settings, {}, LABELS) for name, settings in changed.items()}
+
+
+SMALL: Settings = merge(
+    dict(DEFAULT),
+    {"vae": {"optim": {"n_steps": 1200}}, "flow": {"optim": {"n_steps": 700}}},
+)
+"""What ablations start from: the default at a small budget."""
+CHANGES: dict[str, Settings] = {
+    "none": {},
+    "dense instead of attention, equal epochs": {"vae": {"backbone": "mlp"}},
+    "dense instead of attention, equal CPU": {
+        "vae": {"backbone": "mlp", "optim": {"n_steps": 3600}}
+    },
+    "2 blocks": {"blocks": {"genes_per_block": 500}},
+    "5 blocks": {"blocks": {"genes_per_block": 200}},
+    "25 blocks": {"blocks": {"genes_per_block": 40}},
+    "random blocks": {"blocks": {"embedding": {"source": "random"}}},
+    "mask 0": {"vae": {"mask": {"p": 0.0}}, "flow": {"mask": {"p": 0.0}}},
+    "mask 0.6 (paper)": {"vae": {"mask": {"p": 0.6}}, "flow": {"mask": {"p": 0.6}}},
+    "mask mixture": {
+        "vae": {"mask": {"scheme": "mixture"}},
+        "flow": {"mask": {"scheme": "mixture"}},
+    },
+    "unit-interval likelihood": {"vae": {"likelihood": "unit_interval"}},
+    "KL weight 1": {"vae": {"kl_weight": 1.0}},
+    "coupling within condition": {"flow": {"coupling": "within_condition"}},
+    "coupling global": {"flow": {"coupling": "global"}},
+    "latent mask": {"vae": {"latent_mask": [0.2, 0.4]}},
+    "shared projection": {"vae": {"block_projection": "shared"}},
+    "no linear skip": {"vae": {"linear_skip": False}},
+    "logit-normal time": {"flow": {"time": "logit_normal"}},
+    "additive centre": {"flow": {"centre": "additive"}},
+    "attention flow": {"flow": {"backbone": "attention", "width": 64}},
+}
+"""One thing changed at a time; the rest is `SMALL`."""

@@ -5,30 +5,33 @@ sets that are absent are skipped with a line. Run from the project root:
 
     OMP_NUM_THREADS=1 python benchmarks/quality/run.py STUDY [--problem NAME] [--seeds 0,1,2]
 
-Records lie in runs/quality/records; `python benchmarks/quality/tables.py` makes tables of them.
+Fits lie in runs/quality, records in benchmarks/results/quality; `python
+benchmarks/quality/tables.py` makes tables of them.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from fits import Cells, Fit, fit, prepare
-from methods import Method, Way, methods
+from fits import Cells, Fit, Settings, fit, prepare
+from methods import CHANGES, Method, Way, methods
 from problems import Problem, problems
 from scoring import score, table
 
 from save_dist.core.durable import digest, write_json
 from save_dist.core.errors import SaveDistError
-from save_dist.evaluation.scores import Scores
+from save_dist.evaluation.catalogue import HELD_OUT
+from save_dist.evaluation.scores import CombinationScores, GroupScores, Scores
 from save_dist.evaluation.tables import Codes
 from save_dist.pipelines.provenance import git_commit, versions
 
 ROOT = Path(__file__).parents[2] / "runs" / "quality"
+RECORDS = Path(__file__).parents[1] / "results" / "quality"
 N_CELLS = 1000
 
 
@@ -46,14 +49,40 @@ class Case:
     def record(self) -> Path:
         """Where its scores lie."""
         name = "-".join([self.problem, self.variant or "all", self.method, str(self.seed)])
-        return ROOT / "records" / self.study / f"{name.replace(' ', '_')}.json"
+        return RECORDS / self.study / f"{name.replace(' ', '_')}.json"
 
 
-STUDIES: dict[str, dict[str, Sequence[str]]] = {
-    "held-out": {
-        "problems": ("kang", "simulated-none", "simulated-weak", "simulated-strong"),
-        "methods": ("compose", "MLP cVAE"),
-    },
+@dataclass(frozen=True)
+class Study:
+    """Methods on problems.
+
+    Args:
+        problems: by name.
+        methods: by name; `budget` is the one whose CPU seconds a peer may take.
+        is_held_out: whether each held-out set of a problem is a case of its own; else nothing is
+            kept from training.
+        budget: see `methods`.
+    """
+
+    problems: tuple[str, ...]
+    methods: tuple[str, ...]
+    is_held_out: bool = False
+    budget: str = "default"
+
+    def variants(self, problem: str) -> list[str]:
+        """Held-out sets to go through."""
+        return list(problems()[problem].held_out) if self.is_held_out else [""]
+
+
+SIMULATED = ("simulated-none", "simulated-weak", "simulated-strong")
+STUDIES = {
+    "held-out": Study(("kang", *SIMULATED, "kang-donors"), ("compose", "MLP cVAE"), True),
+    "seen": Study(
+        ("kang", *SIMULATED, "pbmc3k", "pbmc-atlas", "onek1k"),
+        ("default", "scVI", "CFGen-style", "scDiffusion-style", "paper"),
+    ),
+    "seen-compose": Study(("kang", *SIMULATED), ("compose",)),
+    "ablations": Study(("kang",), tuple(f"ablation: {name}" for name in CHANGES)),
 }
 
 
@@ -61,28 +90,24 @@ def cases(study: str, problem: str | None, seeds: Sequence[int]) -> Iterator[Cas
     """All cases of a study, seed by seed."""
     chosen = STUDIES[study]
     for seed in seeds:
-        for name in chosen["problems"]:
-            if problem not in (None, name):
-                continue
-            for variant in problems()[name].held_out or [""]:
-                for method in chosen["methods"]:
-                    yield Case(study, name, variant, method, seed)
+        for name in chosen.problems:
+            if problem in (None, name):
+                for variant in chosen.variants(name):
+                    for method in chosen.methods:
+                        yield Case(study, name, variant, method, seed)
 
 
 def run(case: Case) -> None:
     """Fit, make cells in every way, score them, and leave the record."""
     problem, method = problems()[case.problem], methods()[case.method]
-    fitted = fit(problem, case.variant, method.settings, case.seed, ROOT / "fits")
     _, cells = prepare(problem, case.variant, method.settings, ROOT / "fits")
-    groups = {
-        "held_out": (list(cells.held_out.rows_by_combination()), method.held_out),
-        "seen": (list(cells.test.rows_by_combination()), method.seen),
-    }
+    fitted = _fitted(case, method, cells)
+    held_out = STUDIES[case.study].is_held_out
+    wanted = cells.held_out if held_out else cells.test
+    codes = list(wanted.rows_by_combination())
     ways = {
-        f"{group}: {name}": _scored(fitted, cells, codes, way, case.seed)
-        for group, (codes, named) in groups.items()
-        if codes
-        for name, way in named.items()
+        name: _scored(fitted, cells, codes, way, case.seed)
+        for name, way in (method.held_out if held_out else method.seen).items()
     }
     about = {
         "study": case.study,
@@ -99,31 +124,75 @@ def run(case: Case) -> None:
     write_json(case.record, {**about, "ways": ways})
 
 
+@dataclass(frozen=True)
+class Peer:
+    """A model that is not ours, with the facts of a `Fit`."""
+
+    model: Any
+    cpu_seconds: dict[str, float]
+    n_steps: dict[str, int]
+
+
+def _fitted(case: Case, method: Method, cells: Cells) -> Fit | Peer:
+    """The trained model; a peer takes the CPU seconds that the study's own method took."""
+    problem = problems()[case.problem]
+
+    def own(settings: Settings) -> Fit:
+        return fit(problem, case.variant, settings, case.seed, ROOT / "fits")
+
+    if method.peer is None:
+        return own(method.settings)
+    budget = sum(own(methods()[STUDIES[case.study].budget].settings).cpu_seconds.values())
+    peer = method.peer(cells, case.seed, budget)
+    return Peer(peer, {"all": peer.cpu_seconds}, {"epochs": peer.n_epochs})
+
+
 def _scored(
-    fitted: Fit, cells: Cells, codes: Sequence[Codes], way: Way, seed: int
+    fitted: Fit | Peer, cells: Cells, codes: Sequence[Codes], way: Way, seed: int
 ) -> dict[str, Any]:
     start = time.process_time()
-    counts = way(fitted, cells, codes, N_CELLS, seed)
+    model = fitted.model if isinstance(fitted, Peer) else fitted
+    counts = way(model, cells, codes, N_CELLS, seed)
     seconds = time.process_time() - start
     return {"sampling_cpu_s": seconds, **_figures(score(cells, table(counts, codes, N_CELLS)))}
 
 
 def _figures(scores: Scores) -> dict[str, Any]:
-    """Every candidate of every combination; the shape of the tables."""
+    """Every candidate: means over the seen combinations, and each held-out one by itself."""
+    found = []
+    if scores.seen is not None:
+        found.append(_averaged(scores.seen))
+    found += [_single(c) for c in scores.combinations if c.group == HELD_OUT and c.is_averaged]
+    return {"protocol": scores.protocol, "seeds": list(scores.config["seeds"]), "found": found}
+
+
+def _averaged(group: GroupScores) -> dict[str, Any]:
+    """Macro means over the combinations that are large enough."""
+    tables = {"metrics": group.metrics, "normalised": group.normalised}
     return {
-        "protocol": scores.protocol,
-        "seeds": list(scores.config["seeds"]),
-        "combinations": [
-            {
-                "condition": dict(c.condition),
-                "is_averaged": c.is_averaged,
-                "n_used": c.n_used,
-                "metrics": {k: dict(v) for k, v in c.metrics.items()},
-                "normalised": {k: dict(v) for k, v in c.normalised.items()},
-            }
-            for c in scores.combinations
-        ],
+        "n_combinations": group.n_averaged,
+        **{
+            kind: {name: _kept({m: a.mean for m, a in row.items()}) for name, row in table.items()}
+            for kind, table in tables.items()
+        },
     }
+
+
+def _single(combination: CombinationScores) -> dict[str, Any]:
+    tables = {"metrics": combination.metrics, "normalised": combination.normalised}
+    return {
+        "condition": dict(combination.condition),
+        "n_used": combination.n_used,
+        **{
+            kind: {name: _kept(row) for name, row in table.items()}
+            for kind, table in tables.items()
+        },
+    }
+
+
+def _kept(row: Mapping[str, float]) -> dict[str, float]:
+    """Four digits say all there is to say."""
+    return {name: float(f"{value:.4g}") for name, value in row.items()}
 
 
 def versions_and_commit() -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-RECORDS = Path(__file__).parents[2] / "runs" / "quality" / "records"
+RECORDS = Path(__file__).parents[1] / "results" / "quality"
 Record = dict[str, Any]
 
 COLUMNS: dict[str, str] = {
@@ -26,13 +26,15 @@ COLUMNS: dict[str, str] = {
     "AUC PCA": "c2st_trees_pca",
     "mean R2": "mean_r2",
     "change PCC": "change_pcc",
-    "slope": "change_slope",
+    "slope": "change_slope_significant",
     "zeros": "zero_difference",
     "variance": "variance_ratio",
     "library": "library_ratio",
     "spread": "library_spread_ratio",
 }
 BASELINES = {
+    "gene_shuffle": "gene shuffle",
+    "independent_nb": "independent genes, NB",
     "control": "control cells",
     "additive_shift": "additive shift",
     "similarity_shift": "similarity-weighted shift",
@@ -62,12 +64,14 @@ def rows(records: Iterable[Record]) -> dict[str, dict[str, dict[int, list[Any]]]
     out: dict[str, dict[str, dict[int, list[Any]]]] = defaultdict(lambda: defaultdict(dict))
     for record in records:
         for way, found in record["ways"].items():
-            name = f"{record['method']}: {way.split(': ', 1)[1]}"
-            kept = [(c, "generated") for c in found["combinations"] if c["is_averaged"]]
-            out[name][record["variant"]][record["seed"]] = kept
+            name = f"{record['method']}: {way}"
+            out[name][record["variant"]][record["seed"]] = [
+                (c, "generated") for c in found["found"]
+            ]
             for candidate, title in BASELINES.items():
-                has = [(c, candidate) for c in found["combinations"] if c["is_averaged"]]
-                out[title][record["variant"]].setdefault(record["seed"], has)
+                has = [(c, candidate) for c in found["found"] if candidate in c["metrics"]]
+                if has:
+                    out[title][record["variant"]].setdefault(record["seed"], has)
     return out
 
 
@@ -98,13 +102,13 @@ def overall(found: Mapping[str, Mapping[str, Mapping[int, Any]]]) -> Iterator[st
             for seeds in variants.values():
                 for seed, combinations in seeds.items():
                     by_seed[seed].append(mean_of(combinations, key))
-            cells.append(text([float(np.nanmean(v)) for v in by_seed.values() if np.isfinite(v).any()]))
+            cells.append(
+                text([float(np.nanmean(v)) for v in by_seed.values() if np.isfinite(v).any()])
+            )
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
-def by_variant(
-    found: Mapping[str, Mapping[str, Mapping[int, Any]]], key: str
-) -> Iterator[str]:
+def by_variant(found: Mapping[str, Mapping[str, Mapping[int, Any]]], key: str) -> Iterator[str]:
     """One row per method, one column per variant."""
     variants = sorted({v for row in found.values() for v in row})
     yield "| | " + " | ".join([*variants, "mean"]) + " |"
