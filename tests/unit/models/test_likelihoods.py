@@ -7,6 +7,8 @@ from save_dist.models.likelihoods import (
     NegativeBinomial,
     UnitInterval,
     _digamma,
+    _terms,
+    _terms_on_cpu,
     negative_binomial_log_prob,
 )
 
@@ -84,6 +86,20 @@ def test_an_improbable_count_in_float32_equals_the_double():
         (counts + 1000).float(), mean.log().float(), theta.log().float()
     )
     torch.testing.assert_close(single.double(), double, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("log_theta", [-9.0, 0.0, 9.0])
+def test_the_cpu_kernel_equals_the_plain_formulas(dtype, log_theta):
+    counts = torch.tensor([0, 0, 1, 2, 15, 16, 17, 300, 65_535, 1.5], dtype=torch.float64)
+    law = torch.full((3, 10), 0.3), torch.full((10,), log_theta)
+    plain = _terms(counts.expand(3, -1), *(x.double() for x in law))
+    kernel = _terms_on_cpu(counts.expand(3, -1).to(dtype), *(x.to(dtype) for x in law))
+    # single: 65,535 times the rounding of a logarithm; double: digamma is good to 2e-7
+    rtol = 2e-5 if dtype == torch.float32 else 1e-6
+    for ours, expected in zip(kernel, plain, strict=True):
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(ours.double(), expected, rtol=rtol, atol=rtol * scale)
 
 
 def test_digamma_equals_scipys():
