@@ -18,7 +18,6 @@ from save_dist.evaluation.candidates import Candidate, Candidates, draw
 from save_dist.evaluation.case import Case, Reference
 from save_dist.evaluation.change import Sides, compare_change, compare_significant
 from save_dist.evaluation.classify import LabelClassifier
-from save_dist.evaluation.moments import Moments, moments
 from save_dist.evaluation.space import Sample, Space
 from save_dist.evaluation.tables import Codes
 
@@ -122,12 +121,13 @@ def _compare(case: Case, shared: Shared, candidate: Candidate, half: int) -> dic
     if real.library is not None and cells.library is not None:
         out |= biology.compare_libraries(real.library, cells.library)
     if cells.log is not None:
-        out |= _genes(case, _log(real), cells.log, half, shared.space)
+        out |= _genes(case, real, cells, half, shared.space)
     return out
 
 
 def _distances(real: Sample, candidate: Sample, half: int, space: Space) -> dict[str, float]:
-    pairs = distances.pairs_of(real.pca, candidate.pca)
+    between = distances.squared_distances(real.pca, candidate.pca)
+    pairs = distances.Pairs(real.cloud, candidate.cloud, between)
     out = {
         "energy": distances.energy_distance(pairs),
         "mmd2": distances.mmd2(pairs, space.median_squared),
@@ -141,33 +141,24 @@ def _distances(real: Sample, candidate: Sample, half: int, space: Space) -> dict
     return out
 
 
-def _genes(
-    case: Case,
-    truth: Float32[ndarray, "real gene"],
-    found: Float32[ndarray, "generated gene"],
-    half: int,
-    space: Space,
-) -> dict[str, float]:
-    out = biology.compare_profiles(biology.gene_profile(truth), biology.gene_profile(found))
-    if len(found) >= half:
+def _genes(case: Case, real: Sample, cells: Sample, half: int, space: Space) -> dict[str, float]:
+    out = biology.compare_profiles(real.profile, cells.profile)
+    if cells.n_cells >= half:
         top = space.by_variance[:N_CORRELATED]
-        out |= biology.compare_correlations(truth[:half, top], found[:half, top])
-    if len(truth) >= MIN_CELLS:
-        out |= _changes(case.references, truth, moments(found))
+        sides = (_log(sample)[:half, top] for sample in (real, cells))
+        out |= biology.compare_correlations(*sides)
+    if case.references and real.n_cells >= MIN_CELLS:
+        out |= _changes(case.references, real, cells)
     return out
 
 
-def _changes(
-    references: Sequence[Reference], truth: Float32[ndarray, "real gene"], found: Moments
-) -> dict[str, float]:
+def _changes(references: Sequence[Reference], real: Sample, cells: Sample) -> dict[str, float]:
     """Change from the reference, for every column that has one."""
-    real = moments(truth)
-    middle = len(truth) // 2
-    halves = moments(truth[:middle]), moments(truth[middle:])
     out: dict[str, float] = {}
     for reference in references:
-        real_sides, found_sides = Sides(real, reference.test), Sides(found, reference.train)
-        first, second = map(Sides, halves, reference.test_halves)
+        real_sides = Sides(real.moments, reference.test)
+        found_sides = Sides(cells.moments, reference.train)
+        first, second = map(Sides, real.halves, reference.test_halves)
         values = compare_change(real_sides, found_sides)._asdict()
         values |= compare_significant(real_sides, (first, second), found_sides)._asdict()
         out |= {f"change_{name}:{reference.column}": value for name, value in values.items()}

@@ -5,6 +5,8 @@ Pure functions of arrays: nothing here knows conditions, files or seeds. Two of 
 with it and may only be compared at equal numbers.
 """
 
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,16 +19,52 @@ N_NEIGHBOURS = 5
 _MAX_SOLVER_STEPS = 1_000_000
 
 
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """Squared Euclidean distances within one set of cells, and what is made from them.
+
+    The latter is kept, since the same real cells are compared with many others.
+    """
+
+    squares: Float64[ndarray, "cell cell"]
+    _kernels: dict[float, float] = field(default_factory=dict, repr=False)
+    _first: dict[int, "Cloud"] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def mean_distance(self) -> float:
+        """Mean distance between different cells."""
+        return _mean_of_others(np.sqrt(self.squares))
+
+    @cached_property
+    def radius(self) -> Float64[ndarray, " cell"]:
+        """Squared distance of every cell to its `N_NEIGHBOURS`-th nearest other cell."""
+        out: ndarray = np.partition(self.squares, N_NEIGHBOURS, axis=1)[:, N_NEIGHBOURS]
+        return out
+
+    def mean_kernel(self, median_squared: float) -> float:
+        """Mean kernel of different cells, see `mmd2`."""
+        if median_squared not in self._kernels:
+            kernel = _kernel(self.squares, median_squared)
+            self._kernels[median_squared] = _mean_of_others(kernel)
+        return self._kernels[median_squared]
+
+    def first(self, n: int) -> "Cloud":
+        """The first `n` cells."""
+        if n not in self._first:
+            self._first[n] = Cloud(self.squares[:n, :n])
+        return self._first[n]
+
+
 class Pairs(NamedTuple):
     """Squared Euclidean distances within and between two sets of cells."""
 
-    real: Float64[ndarray, "real real"]
-    generated: Float64[ndarray, "generated generated"]
+    real: Cloud
+    generated: Cloud
     between: Float64[ndarray, "real generated"]
 
     def first(self, n: int) -> "Pairs":
         """The distances among the first `n` cells of either set."""
-        return Pairs(self.real[:n, :n], self.generated[:n, :n], self.between[:n, :n])
+        return Pairs(self.real.first(n), self.generated.first(n), self.between[:n, :n])
 
 
 class Neighbourhood(NamedTuple):
@@ -62,8 +100,8 @@ def pairs_of(
 ) -> Pairs:
     """All squared distances that the metrics below need."""
     return Pairs(
-        squared_distances(real, real),
-        squared_distances(generated, generated),
+        Cloud(squared_distances(real, real)),
+        Cloud(squared_distances(generated, generated)),
         squared_distances(real, generated),
     )
 
@@ -85,11 +123,8 @@ def wasserstein(pairs: Pairs, order: Literal[1, 2]) -> float:
 
 def energy_distance(pairs: Pairs) -> float:
     """Unbiased energy distance 2 E|x-y| - E|x-x'| - E|y-y'|; can be a little below 0."""
-    return (
-        2.0 * float(np.sqrt(pairs.between).mean())
-        - _mean_of_others(np.sqrt(pairs.real))
-        - _mean_of_others(np.sqrt(pairs.generated))
-    )
+    between = float(np.sqrt(pairs.between).mean())
+    return 2.0 * between - pairs.real.mean_distance - pairs.generated.mean_distance
 
 
 def mmd2(pairs: Pairs, median_squared: float) -> float:
@@ -100,21 +135,19 @@ def mmd2(pairs: Pairs, median_squared: float) -> float:
         median_squared: median squared distance of training cells, the middle bandwidth; the
             kernel of bandwidth b is exp(-d^2 / (2 b median_squared)).
     """
-    real, generated, between = (_kernel(d, median_squared) for d in pairs)
-    return _mean_of_others(real) + _mean_of_others(generated) - 2.0 * float(between.mean())
+    within = (cloud.mean_kernel(median_squared) for cloud in (pairs.real, pairs.generated))
+    return sum(within) - 2.0 * float(_kernel(pairs.between, median_squared).mean())
 
 
-def neighbourhood(pairs: Pairs, k: int = N_NEIGHBOURS) -> Neighbourhood:
-    """Precision, recall, density and coverage; each set needs more than `k` cells."""
-    real_radius = np.partition(pairs.real, k, axis=1)[:, k]  # place 0 is the cell itself
-    generated_radius = np.partition(pairs.generated, k, axis=1)[:, k]
-    in_real_ball = pairs.between < real_radius[:, None]
-    in_generated_ball = pairs.between < generated_radius[None, :]
+def neighbourhood(pairs: Pairs) -> Neighbourhood:
+    """Precision, recall, density and coverage; each set needs more than `N_NEIGHBOURS` cells."""
+    in_real_ball = pairs.between < pairs.real.radius[:, None]
+    in_generated_ball = pairs.between < pairs.generated.radius[None, :]
     return Neighbourhood(
         precision=float(in_real_ball.any(axis=0).mean()),
         recall=float(in_generated_ball.any(axis=1).mean()),
-        density=float(in_real_ball.sum(axis=0).mean() / k),
-        coverage=float((pairs.between.min(axis=1) < real_radius).mean()),
+        density=float(in_real_ball.sum(axis=0).mean() / N_NEIGHBOURS),
+        coverage=float((pairs.between.min(axis=1) < pairs.real.radius).mean()),
     )
 
 

@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float64
 from numpy import ndarray
 
 
@@ -20,10 +19,3 @@ class Moments(NamedTuple):
         """Sampling variance of the mean."""
         out: ndarray = self.variance / self.n_cells
         return out
-
-
-def moments(log: Float32[ndarray, "cell gene"]) -> Moments:
-    """Moments of two cells or more; float64 sums."""
-    mean = log.mean(axis=0, dtype=np.float64)
-    variance = np.square(log - mean.astype(np.float32)).sum(axis=0, dtype=np.float64)
-    return Moments(len(log), mean, variance / (len(log) - 1))

@@ -5,6 +5,7 @@ the other undergoes too.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -12,7 +13,8 @@ from numpy import ndarray
 
 from save_dist.core import seeding
 from save_dist.data.transforms import log_normalise
-from save_dist.evaluation.metrics import median_squared_distance
+from save_dist.evaluation.biology import GeneProfile, gene_profile
+from save_dist.evaluation.metrics import Cloud, median_squared_distance, squared_distances
 from save_dist.evaluation.moments import Moments
 from save_dist.evaluation.tables import CellTable, Codes, Counts
 
@@ -41,6 +43,29 @@ class Sample:
     def n_cells(self) -> int:
         """Number of cells."""
         return len(self.pca)
+
+    @cached_property
+    def cloud(self) -> Cloud:
+        """Distances of the cells to one another."""
+        return Cloud(squared_distances(self.pca, self.pca))
+
+    @cached_property
+    def profile(self) -> GeneProfile:
+        """Gene profile of cells that were made as counts."""
+        assert self.log is not None, "made in PCA space"
+        return gene_profile(self.log)
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Mean and variance per gene of two or more cells that were made as counts."""
+        n = self.n_cells
+        return Moments(n, self.profile.mean, self.profile.variance * (n / (n - 1)))
+
+    @cached_property
+    def halves(self) -> tuple[Moments, Moments]:
+        """Moments of the first and the second half of four or more such cells."""
+        middle = self.n_cells // 2
+        return self.take(slice(middle)).moments, self.take(slice(middle, None)).moments
 
     def take(self, rows: Int64[ndarray, " row"] | slice) -> "Sample":
         """The cells at `rows`."""

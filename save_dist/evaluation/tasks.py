@@ -11,7 +11,7 @@ from save_dist.core import seeding
 from save_dist.evaluation import baselines, catalogue
 from save_dist.evaluation.case import Case, Reference
 from save_dist.evaluation.combination import CombinationTask
-from save_dist.evaluation.moments import Moments, moments
+from save_dist.evaluation.moments import Moments
 from save_dist.evaluation.picture import PictureJob
 from save_dist.evaluation.space import Space, TrainCells
 from save_dist.evaluation.tables import CellTable, Codes, Counts
@@ -156,9 +156,9 @@ class TaskMaker:
 
     def _reference(self, column: int, codes: Codes) -> Reference:
         if codes not in self._test_moments:
-            log = self.space.read(self._some(self.real.table, self.real.rows[codes])).log
-            assert log is not None, "real cells are made as counts"
-            self._test_moments[codes] = moments(log), (moments(log[::2]), moments(log[1::2]))
+            cells = self.space.read(self._some(self.real.table, self.real.rows[codes]))
+            evenly = np.argsort(np.arange(cells.n_cells) % 2, kind="stable")  # donors in each half
+            self._test_moments[codes] = cells.moments, cells.take(evenly).halves
         name = self.conditions.columns[column]
         return Reference(name, *self._test_moments[codes], self.known.moments(codes))
 

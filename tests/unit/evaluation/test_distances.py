@@ -140,5 +140,15 @@ def test_neighbourhood_sees(make, low, high):
 
 def test_first_cells_of_pairs():
     pairs = pairs_of(cells(6), cells(5, seed=1))
-    assert [d.shape for d in pairs.first(4)] == [(4, 4)] * 3
-    assert np.array_equal(pairs.first(4).between, pairs.between[:4, :4])
+    some = pairs.first(4)
+    assert np.array_equal(some.between, pairs.between[:4, :4])
+    assert np.array_equal(some.generated.squares, pairs.generated.squares[:4, :4])
+    assert some.real.mean_distance == pairs_of(cells(6)[:4], cells(4)).real.mean_distance
+
+
+def test_what_is_kept_of_a_cloud_belongs_to_its_arguments():
+    real = pairs_of(cells(9), cells(9)).real
+    assert real.mean_kernel(1.0) != real.mean_kernel(2.0)
+    assert real.mean_kernel(1.0) == real.mean_kernel(1.0)
+    assert len(real.first(7).radius) == 7
+    assert len(real.first(8).radius) == 8

@@ -89,6 +89,18 @@ def test_variances_and_rates_per_combination(fitted, real):
     np.testing.assert_allclose(known.rates[1, 0], total / total.sum(), rtol=1e-6)
 
 
+def test_moments_of_a_sample_and_of_its_halves(fitted, real):
+    space, _ = fitted
+    sample = space.read(real["test"].counts[:9])
+    for moments, log in zip(
+        (sample.moments, *sample.halves), (sample.log, sample.log[:4], sample.log[4:]), strict=True
+    ):
+        assert moments.n_cells == len(log)
+        np.testing.assert_allclose(moments.mean, log.mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(moments.variance, log.var(axis=0, ddof=1), atol=1e-5)
+        np.testing.assert_allclose(moments.noise, moments.variance / len(log))
+
+
 def test_rows_by_combination_hold_every_row_once():
     codes = np.array([[1, 0], [0, 2], [1, 0], [0, 1]], dtype=np.int16)
     table = CellTable(np.zeros((4, 2), dtype=np.uint16), codes)
