@@ -18,7 +18,7 @@ size, Adam at 1e-3, minibatches of 128) but for
 - KL warm-up: over the first `WARM_UP` of those epochs, instead of over 400 epochs. With fewer
   epochs than that the weight would never be 1, and cells from the prior would be meaningless.
 
-All four favour scVI here or leave it as it is.
+They are meant to serve scVI within a budget; `WARM_UP` is a choice, not tuned.
 """
 
 import logging
