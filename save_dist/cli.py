@@ -5,6 +5,7 @@ The only place where logging is configured, signals are caught and exit codes ar
 
 import contextlib
 import dataclasses
+import inspect
 import logging
 import os
 import signal
@@ -14,9 +15,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from save_dist.cluster import submit as submission
 from save_dist.cluster.jobs import RayJobs
@@ -26,8 +28,11 @@ from save_dist.core import lease
 from save_dist.core.durable import write_bytes, write_json
 from save_dist.core.errors import ConfigError, InfrastructureError, PartialError, SaveDistError
 from save_dist.core.paths import RunPaths
+from save_dist.data.simulated_files import Form
+from save_dist.data.truth import SimulationConfig
 from save_dist.pipelines import doctor as physician
 from save_dist.pipelines import schedule, verbs
+from save_dist.pipelines import simulate as simulate_cells
 from save_dist.pipelines import status as progress_of
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.provenance import provenance
@@ -67,17 +72,85 @@ for _verb in JOBS:
     _add_verb(_verb)
 
 
-@app.command(help="Write a small simulated data set (h5ad) whose truth is known.")
-def simulate(
-    output: Annotated[Path, typer.Argument(help="h5ad file to write.")],
-    cells: Annotated[int, typer.Option(help="Cells.")] = 1200,
-    genes: Annotated[int, typer.Option(help="Genes.")] = 200,
-    interaction: Annotated[float, typer.Option(help="Type-specific share of responses.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
-) -> None:
-    """Simulated cells: 3 types x 2 conditions x 2 donors."""
-    work = partial(verbs.simulate, output, cells, genes, interaction, seed)
+class _CellsFirst(typer.core.TyperGroup):
+    """`simulate FILE` means `simulate cells FILE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["cells", *args]
+        return super().parse_args(ctx, args)
+
+
+simulation = typer.Typer(cls=_CellsFirst, no_args_is_help=True)
+app.add_typer(
+    simulation, name="simulate", help="Simulated cells whose truth is known: `simulate FILE`."
+)
+
+CellsArgument = Annotated[
+    Path, typer.Argument(help="File to write: .h5ad, replaced if it is there, or .soma.")
+]
+FormOption = Annotated[
+    Form | None, typer.Option("--format", help="Where the ending of the file does not say it.")
+]
+
+
+def _simulate_cells(output: CellsArgument, form: FormOption = None, **settings: Any) -> None:
+    """Draw a data set; every combination has cells, `conditions.held_out` keeps some back."""
+
+    def work() -> Summary:
+        return simulate_cells.simulate(output, SimulationConfig(**settings), form)
+
     raise typer.Exit(_ending(work, {"verb": "simulate"}))
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for every setting of a simulation, `n_types` as `--types`."""
+    own = list(inspect.signature(command).parameters.values())[:-1]
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=getattr(simulate_cells.QUICK, field.name),
+            annotation=Annotated[
+                field.type,
+                typer.Option(
+                    "--" + field.name.removeprefix("n_").replace("_", "-"),
+                    help=field.metadata["meaning"],
+                ),
+            ],
+        )
+        for field in dataclasses.fields(SimulationConfig)
+    ]
+    command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    return command
+
+
+simulation.command("cells", help="Write a simulated data set. This is `simulate FILE`.")(
+    _with_settings(_simulate_cells)
+)
+
+
+@simulation.command("truth", help="Write fresh cells of any combination of a simulated data set.")
+def simulate_truth(
+    output: CellsArgument,
+    simulated: Annotated[
+        Path, typer.Option("--from", help="Data set that `simulate` wrote; read for its settings.")
+    ],
+    condition: Annotated[
+        list[str],
+        typer.Option(help="column=value, repeatable; other columns vary as in the data set."),
+    ] = [],  # noqa: B006
+    cells: Annotated[int, typer.Option("--cells", "-n", help="Cells to draw.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Other seeds give other cells of one law.")] = 0,
+    form: FormOption = None,
+) -> None:
+    """Cells from the true distribution, of combinations that were held out as well."""
+
+    def work() -> Summary:
+        asked = simulate_cells.parse_condition(condition)
+        return simulate_cells.sample(output, simulated, asked, cells, seed, form)
+
+    raise typer.Exit(_ending(work, {"verb": "simulate truth"}))
 
 
 @app.command(help="Send MLflow what it missed while it was slow or down.")

@@ -77,10 +77,10 @@ def ray_session():
 @pytest.fixture(scope="session")
 def tiny_cells(tmp_path_factory):
     """A simulated data set of 1,200 cells."""
-    from save_dist.pipelines.verbs import simulate
+    from save_dist.pipelines.simulate import QUICK, simulate
 
     path = tmp_path_factory.mktemp("cells") / "cells.h5ad"
-    simulate(path, cells=1200, genes=200, interaction=0.0, seed=0)
+    simulate(path, QUICK)
     return path
 
 

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from save_dist.config.schema import JobConfig
+from save_dist.core.paths import PACKAGE_PREFIX
 
 Job = TypeVar("Job", bound=JobConfig)
 
-_PACKAGE = "package:"
 _SQLITE = "sqlite:///"
 
 
@@ -24,9 +24,15 @@ def anchored(config: Job, folder: Path) -> Job:
     if uri is not None and uri.startswith(_SQLITE):
         values["tracking"]["uri"] = f"{_SQLITE}{folder / uri.removeprefix(_SQLITE)}"
     for entry in values.get("ingest", {}).get("inputs", []):
-        if not entry["path"].startswith(_PACKAGE):
-            entry["path"] = str(folder / entry["path"])
+        entry["path"] = _placed(entry["path"], folder)
+    embedding = values.get("blocks", {}).get("embedding", {})
+    if embedding.get("model") is not None:
+        embedding["model"] = _placed(embedding["model"], folder)
     return type(config).model_validate(values)
+
+
+def _placed(path: str, folder: Path) -> str:
+    return path if path.startswith(PACKAGE_PREFIX) else str(folder / path)
 
 
 def _walk(value: Any, place: Callable[[Path], str]) -> Any:

@@ -1,7 +1,24 @@
-"""The names inside a run folder; everything that reads or writes a run asks here."""
+"""The names inside a run folder, and paths into installed packages."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+
+PACKAGE_PREFIX = "package:"
+
+
+def in_package(path: str) -> Path | None:
+    """The place that `package:NAME/PATH` means; None for a plain path or an absent package.
+
+    The package is found without importing it. What is there is for the caller to check.
+    """
+    name, _, inside = path.removeprefix(PACKAGE_PREFIX).partition("/")
+    if not path.startswith(PACKAGE_PREFIX) or not name.isidentifier():
+        return None
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / inside
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,11 @@ class RunPaths:
     def vocab(self) -> Path:
         """Genes, conditions, blocks, cell index."""
         return self.root / "vocab"
+
+    @property
+    def gene_vectors(self) -> Path:
+        """Gene vectors made from descriptions, kept for a stage that begins again."""
+        return self.root / "gene_vectors"
 
     def checkpoints(self, stage: str) -> Path:
         """Checkpoints of one training stage."""

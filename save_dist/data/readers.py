@@ -4,7 +4,6 @@ Understands compressed rows, compressed columns and dense counts, and files from
 wrote encoding attributes. Knows nothing of stores, labels or conditions.
 """
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from save_dist.core.errors import DataError
-
-PACKAGE_PREFIX = "package:"
+from save_dist.core.paths import PACKAGE_PREFIX, in_package
 
 # Stored values looked at together where a whole matrix is scanned: 64 MiB of float32.
 _ENTRIES_PER_SCAN = 2**24
@@ -40,16 +38,14 @@ def resolve(path: str) -> Path:
     Raises:
         DataError: if the package or the file does not exist.
     """
-    found = Path(path)
-    if path.startswith(PACKAGE_PREFIX):
-        name, _, inside = path.removeprefix(PACKAGE_PREFIX).partition("/")
-        spec = importlib.util.find_spec(name) if name.isidentifier() else None
-        if spec is None or not spec.submodule_search_locations:
-            raise DataError(
-                f"input {path} is inside Python package {name!r}, which is not installed; "
-                "install it or give a file path"
-            )
-        found = Path(spec.submodule_search_locations[0]) / inside
+    found = in_package(path)
+    if found is None and path.startswith(PACKAGE_PREFIX):
+        name = path.removeprefix(PACKAGE_PREFIX).partition("/")[0]
+        raise DataError(
+            f"input {path} is inside Python package {name!r}, which is not installed; "
+            "install it or give a file path"
+        )
+    found = found or Path(path)
     if not found.is_file():
         raise DataError(
             f"input file {found} does not exist (working folder: {Path.cwd()}); "

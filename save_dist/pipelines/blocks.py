@@ -4,20 +4,19 @@ import time
 
 import numpy as np
 
-from save_dist.config.schema import BlocksJob, EmbeddingConfig, PipelineJob
+from save_dist.config.schema import BlocksJob, PipelineJob
 from save_dist.core.durable import digest, read_json
 from save_dist.core.errors import DataError
 from save_dist.data.source import SomaSource, StoreLocator
 from save_dist.data.splits import TRAIN, CellIndex, assign_splits
 from save_dist.data.statistics import (
-    VocabularyStatistics,
     gene_statistics,
     select_genes,
     vocabulary_statistics,
 )
 from save_dist.pipelines.context import Context, Summary, finished, record
+from save_dist.pipelines.gene_vectors import check_embedding, gene_vectors, input_digests
 from save_dist.stores.vocabulary import RunVocabulary, save_vocabulary
-from save_dist.vocab import embeddings
 from save_dist.vocab.blocks import build_blocks
 from save_dist.vocab.conditions import ConditionVocabulary, matches
 from save_dist.vocab.genes import GeneVocabulary
@@ -26,9 +25,11 @@ from save_dist.vocab.genes import GeneVocabulary
 def blocks(config: BlocksJob | PipelineJob, context: Context) -> Summary:
     """Fix what the numbers of the run mean, before anything is trained."""
     ingested = _ingested(context)
-    key = digest([ingested, config.run.seed, _settings(config)])
+    inputs = input_digests(config.blocks.embedding)
+    key = digest([ingested, config.run.seed, _settings(config), *inputs])
     if (summary := finished(context, "blocks", key)) is not None:
         return summary
+    check_embedding(config.blocks.embedding)
 
     locator = StoreLocator(str(context.paths.store), timestamp=time.time_ns() // 1_000_000)
     with SomaSource(locator) as source:
@@ -46,7 +47,9 @@ def blocks(config: BlocksJob | PipelineJob, context: Context) -> Summary:
             task.update(2)
 
     genes = GeneVocabulary(tuple(store_genes[p] for p in positions))
-    embedding = _embed(config.blocks.embedding, chosen, genes, config.run.seed)
+    embedding = gene_vectors(
+        config.blocks.embedding, genes, chosen.covariance, context, config.run.seed
+    )
     gene_blocks = build_blocks(
         embedding.vectors,
         config.blocks.genes_per_block,
@@ -76,6 +79,8 @@ def blocks(config: BlocksJob | PipelineJob, context: Context) -> Summary:
         "n_train_cells": train.n_cells,
         "n_combinations": len(index.support()),
         "embedding": embedding.source,
+        "embedding_digest": embedding.digest,
+        "n_genes_with_vector": embedding.n_found,
         "vocabulary_hash": vocabulary.hash,
     }
     return record(context, "blocks", key, summary)
@@ -108,15 +113,3 @@ def _index_cells(
     cell_ids = obs["cell_id"].tolist()
     split = assign_splits(cell_ids, codes, conditions, config.split, config.run.seed)
     return conditions, CellIndex(obs.index.to_numpy(np.int64), codes, split)
-
-
-def _embed(
-    config: EmbeddingConfig, chosen: VocabularyStatistics, genes: GeneVocabulary, seed: int
-) -> embeddings.GeneEmbedding:
-    if config.source == "file":
-        assert config.path is not None  # checked by the schema
-        return embeddings.from_file(config.path, genes.ids)
-    if config.source == "random":
-        return embeddings.random(len(genes), config.dim, seed)
-    assert chosen.covariance is not None  # asked for with this source
-    return embeddings.coexpression(chosen.covariance, config.dim)

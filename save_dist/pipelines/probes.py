@@ -10,13 +10,14 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from save_dist.config.schema import IngestJob, JobConfig, PipelineJob, TrackingConfig
+from save_dist.config.schema import BlocksJob, IngestJob, JobConfig, PipelineJob, TrackingConfig
 from save_dist.core.durable import verify_folder
 from save_dist.core.errors import SaveDistError
 from save_dist.core.paths import RunPaths
 from save_dist.data.ingest import check_inputs
 from save_dist.data.source import SomaSource, StoreLocator
 from save_dist.pipelines.checks import Check, TokenFile, check_stale_address
+from save_dist.pipelines.gene_vectors import check_embedding
 from save_dist.stores.receipts import read_record
 from save_dist.tracking.tracker import redact
 
@@ -92,6 +93,11 @@ def contents(config: JobConfig, verb: str) -> list[Check]:
     out = []
     if isinstance(config, IngestJob | PipelineJob) and not paths.store.exists():
         out.append(_attempt("inputs", lambda: _inputs(config), "correct ingest.inputs"))
+    if isinstance(config, BlocksJob | PipelineJob) and not paths.vocab.exists():
+        remedy = "correct blocks.embedding"
+        out.append(
+            _attempt("gene vectors", lambda: check_embedding(config.blocks.embedding), remedy)
+        )
     for name, (place, look) in looks.items():
         if place.exists():
             out.append(_attempt(name, look, "restore it, or run the job that writes it again"))

@@ -9,11 +9,10 @@ from save_dist.config import schema
 from save_dist.core.errors import PartialError
 from save_dist.core.paths import RunPaths
 from save_dist.data.ingest import check_inputs
-from save_dist.data.simulate import SimulationConfig
-from save_dist.data.simulate import simulate as draw_simulation
 from save_dist.pipelines.blocks import blocks
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.evaluate import evaluate
+from save_dist.pipelines.gene_vectors import check_embedding
 from save_dist.pipelines.generate import generate, plan_for
 from save_dist.pipelines.ingest import ingest
 from save_dist.pipelines.train import train
@@ -53,6 +52,13 @@ def _plan_ingest(config: schema.IngestJob | schema.PipelineJob) -> Summary:
     }
 
 
+def _plan_blocks(config: schema.BlocksJob | schema.PipelineJob) -> Summary:
+    return {
+        "genes_per_block": config.blocks.genes_per_block,
+        "gene_vectors": check_embedding(config.blocks.embedding),
+    }
+
+
 def _plan_train(config: schema.TrainJob | schema.PipelineJob) -> Summary:
     return {
         stage: {
@@ -75,7 +81,11 @@ def _plan_generate(config: schema.GenerateJob) -> Summary:
 
 
 def _plan_pipeline(config: schema.PipelineJob) -> Summary:
-    return {"ingest": _plan_ingest(config), "train": _plan_train(config)}
+    return {
+        "ingest": _plan_ingest(config),
+        "blocks": _plan_blocks(config),
+        "train": _plan_train(config),
+    }
 
 
 def _no_plan(config: schema.JobConfig) -> Summary:
@@ -85,30 +95,13 @@ def _no_plan(config: schema.JobConfig) -> Summary:
 
 PLANS: dict[str, Callable[[Any], Summary]] = {
     "ingest": _plan_ingest,
-    "blocks": _no_plan,
+    "blocks": _plan_blocks,
     "train": _plan_train,
     "generate": _plan_generate,
     "transfer": _no_plan,
     "evaluate": _no_plan,
     "pipeline": _plan_pipeline,
 }
-
-
-def simulate(output: Path, cells: int, genes: int, interaction: float, seed: int) -> Summary:
-    """A simulated data set on disk."""
-    config = SimulationConfig(
-        n_cells=cells,
-        n_genes=genes,
-        n_types=3,
-        n_conditions=2,
-        n_donors=2,
-        interaction=interaction,
-        seed=seed,
-    )
-    adata = draw_simulation(config)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    adata.write_h5ad(output)
-    return {"output": str(output), "n_cells": adata.n_obs, "n_genes": adata.n_vars}
 
 
 def verify(path: Path, *, mend: bool) -> Summary:

@@ -5,6 +5,7 @@ from save_dist.config.schema import PipelineJob
 from save_dist.pipelines.blocks import blocks
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.evaluate import evaluate
+from save_dist.pipelines.gene_vectors import check_embedding
 from save_dist.pipelines.generate import generate
 from save_dist.pipelines.ingest import ingest
 from save_dist.pipelines.train import train
@@ -12,6 +13,7 @@ from save_dist.pipelines.train import train
 
 def pipeline(config: PipelineJob, context: Context) -> Summary:
     """Files of cells -> store -> vocabulary -> model -> atlas -> report."""
+    check_embedding(config.blocks.embedding)
     summary = {"ingest": ingest(config, context), "blocks": blocks(config, context)}
     with shared_session():
         summary["train"] = train(config, context)

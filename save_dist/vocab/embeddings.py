@@ -1,21 +1,27 @@
-"""Gene vectors, from which blocks are formed: a table in a file, co-expression, or random."""
+"""Gene vectors, from which blocks are formed: from a file, texts, co-expression, or random."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.linalg
-from jaxtyping import Float32, Float64
+from jaxtyping import Bool, Float32, Float64
 from numpy import ndarray
 
 from save_dist.core.durable import file_digest
 from save_dist.core.errors import ConfigError, DataError, listed
 from save_dist.core.seeding import generator
+from save_dist.vocab.descriptions import match
+from save_dist.vocab.sentences import SentenceEncoder
+
+logger = logging.getLogger(__name__)
 
 MIN_SHARE_FOUND = 0.5
+TEXTS_AT_ONCE = 256  # encoded between two reports of progress
 ROUNDING = 1e-12  # variance below this share of the largest is a rounding error
 
 
@@ -25,8 +31,9 @@ class GeneEmbedding:
 
     Args:
         vectors: in vocabulary order.
-        source: "coexpression", "random" or "file:NAME".
-        digest: sha256 of the file, or of the vectors where they were computed.
+        source: "coexpression", "random", "file:NAME" or "text:NAME:MODEL".
+        digest: sha256 of the file; of table, model and genes for text; of the vectors where they
+            were computed from cells or drawn.
         n_found: genes with a vector of their own; the rest stand at a defined place.
     """
 
@@ -85,17 +92,74 @@ def from_file(path: Path, gene_ids: Sequence[str]) -> GeneEmbedding:
     table = _read(path)
     rows = table.index.get_indexer(pd.Index(gene_ids))
     found = rows >= 0
+    _check_found(found, gene_ids, table.index, path.name)
+    values = table.to_numpy(dtype=np.float32)[rows[found]]
+    return _placed(values, found, f"file:{path.name}", file_digest(path))
+
+
+def from_text(
+    descriptions: Mapping[str, str],
+    encoder: SentenceEncoder,
+    gene_ids: Sequence[str],
+    *,
+    source: str,
+    digest: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> GeneEmbedding:
+    """Vectors of what is written about each gene; genes without get the mean of the others.
+
+    Args:
+        descriptions: text by gene id; see `descriptions.match` for how genes are looked up.
+        encoder: gives a vector per text.
+        gene_ids: vocabulary genes, in order.
+        source: name of table and model, for the record.
+        digest: of everything the vectors depend on.
+        progress: called with texts encoded so far and texts in all.
+
+    Raises:
+        DataError: if half of the genes have no description, or a vector is not finite.
+    """
+    texts = match(descriptions, gene_ids)
+    found = np.array([gene in texts for gene in gene_ids], dtype=np.bool_)
+    _check_found(found, gene_ids, descriptions, source)
+    parts, wanted = [], [texts[gene] for gene in gene_ids if gene in texts]
+    for start in range(0, len(wanted), TEXTS_AT_ONCE):
+        parts.append(encoder.encode(wanted[start : start + TEXTS_AT_ONCE]))
+        if progress is not None:
+            progress(min(start + TEXTS_AT_ONCE, len(wanted)), len(wanted))
+    vectors = np.concatenate(parts)
+    if not np.isfinite(vectors).all():
+        raise DataError(f"the encoder of {source} gave NaN or infinity; use another model")
+    return _placed(vectors, found, source, digest)
+
+
+def _check_found(
+    found: Bool[ndarray, " gene"], gene_ids: Sequence[str], known: Iterable[str], where: str
+) -> None:
+    """Refuse a table that knows few of the genes; say which it lacks otherwise."""
     n_found = int(found.sum())
     if n_found < MIN_SHARE_FOUND * len(gene_ids) or n_found == 0:
         raise DataError(
-            f"{path} has vectors for {n_found} of {len(gene_ids)} genes, expected at least "
-            f"{MIN_SHARE_FOUND:.0%}; its ids look like {listed(table.index, 3)}, the data's "
+            f"{where} knows {n_found} of {len(gene_ids)} genes, expected at least "
+            f"{MIN_SHARE_FOUND:.0%}; its ids look like {listed(known, 3)}, the data's "
             f"like {listed(gene_ids, 3)}; use a table with the data's kind of gene id"
         )
-    values = table.to_numpy(dtype=np.float32)
-    vectors = np.tile(values[rows[found]].mean(axis=0), (len(gene_ids), 1))
-    vectors[found] = values[rows[found]]
-    return GeneEmbedding(vectors, f"file:{path.name}", file_digest(path), n_found)
+    if n_found < len(gene_ids):
+        absent = [gene for gene, is_found in zip(gene_ids, found, strict=True) if not is_found]
+        logger.warning(
+            "event=genes_without_vector source=%s n_genes=%d of=%d placed=mean_of_others "
+            "examples=%s",
+            *(where, len(absent), len(gene_ids), ",".join(absent[:5])),
+        )
+
+
+def _placed(
+    values: Float32[ndarray, "found dim"], found: Bool[ndarray, " gene"], source: str, digest: str
+) -> GeneEmbedding:
+    """Vectors where they are known, their mean elsewhere."""
+    vectors = np.tile(values.mean(axis=0), (len(found), 1))
+    vectors[found] = values
+    return GeneEmbedding(vectors, source, digest, int(found.sum()))
 
 
 def _loadings(correlation: Float64[ndarray, "gene gene"], dim: int) -> Float64[ndarray, "gene top"]:

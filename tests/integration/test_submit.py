@@ -1,5 +1,6 @@
 """Submission and doctor against a real Ray head with a token, started and ended here."""
 
+import dataclasses
 import json
 import os
 import secrets
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from save_dist.pipelines.verbs import simulate
+from save_dist.pipelines.simulate import QUICK, simulate
 
 pytestmark = pytest.mark.slow
 
@@ -123,7 +124,7 @@ def test_exit_code_and_reason_of_a_failed_job_come_back(head):
 
 def test_finished_job_runs_again_under_the_next_number(head):
     cells, run = head.folder / "cells.h5ad", head.folder / "run"
-    simulate(cells, cells=300, genes=60, interaction=0.0, seed=0)
+    simulate(cells, dataclasses.replace(QUICK, n_cells=300, n_genes=60))
     inputs = json.dumps([{"path": str(cells)}])
     pairs = ["--set", f"run.dir={run}", "--set", f"ingest.inputs={inputs}"]
     config = ["--config", str(TINY / "ingest.yaml"), *pairs, "--address", head.address]

@@ -117,16 +117,31 @@ class GenesConfig(Section):
 class EmbeddingConfig(Section):
     """Vectors that place genes near each other, from which blocks are formed (SAVE App. B)."""
 
-    source: Literal["coexpression", "random", "file"] = "coexpression"
+    source: Literal["coexpression", "random", "file", "text"] = "coexpression"
     path: Path | None = None
-    """Table of gene -> vector (csv, tsv, parquet, npz) for source `file`."""
+    """For `file`: table of gene -> vector (csv, tsv, parquet, npz). For `text`: table of gene ->
+    description (csv, tsv, both also as .gz, or parquet)."""
+    id_column: str = "symbol"
+    """Column of gene ids in the table of `text`. Case is ignored where it leaves no doubt."""
+    text_column: str = "description"
+    """Column of descriptions in the table of `text`."""
+    model: str | None = None
+    """Sentence encoder of `text`: a folder, or `package:NAME/PATH` for one inside an installed
+    Python package; never downloaded. Needs the extra `text`."""
     dim: Positive = 32
     """Vector length for coexpression and random."""
 
     @model_validator(mode="after")
-    def _file_has_path(self) -> "EmbeddingConfig":
-        if (self.source == "file") != (self.path is not None):
-            raise ValueError("blocks.embedding.path goes with source: file, and only with it")
+    def _source_has_its_files(self) -> "EmbeddingConfig":
+        if (self.source in ("file", "text")) != (self.path is not None):
+            raise ValueError(
+                "blocks.embedding.path goes with source: file or source: text, and only with them"
+            )
+        if (self.source == "text") != (self.model is not None):
+            raise ValueError(
+                "blocks.embedding.model, the sentence encoder, goes with source: text, and only "
+                "with it"
+            )
         return self
 
 

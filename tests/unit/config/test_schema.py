@@ -137,8 +137,26 @@ def test_settings_travel_to_workers():
         pytest.param(
             EmbeddingConfig,
             {"path": "x.csv"},
-            "path goes with source: file",
+            "path goes with source: file or source: text",
             id="path without file",
+        ),
+        pytest.param(
+            EmbeddingConfig,
+            {"source": "text", "path": "x.tsv"},
+            "embedding.model, the sentence encoder, goes with source: text",
+            id="text without model",
+        ),
+        pytest.param(
+            EmbeddingConfig,
+            {"source": "file", "path": "x.csv", "model": "m"},
+            "goes with source: text",
+            id="model without text",
+        ),
+        pytest.param(
+            EmbeddingConfig,
+            {"source": "text", "model": "m"},
+            "path goes with source: file or source: text",
+            id="text without table",
         ),
         pytest.param(
             OutputConfig,
@@ -188,6 +206,9 @@ def test_refused(section, values, text):
         pytest.param(lambda: VaeConfig(latent_mask=(0.3, 0.3)), id="one share"),
         pytest.param(lambda: SplitConfig(test=0, validation=0), id="all for training"),
         pytest.param(lambda: EmbeddingConfig(source="file", path="x.csv"), id="file"),
+        pytest.param(
+            lambda: EmbeddingConfig(source="text", path="x.tsv", model="package:a/b"), id="text"
+        ),
     ],
 )
 def test_accepted(make):

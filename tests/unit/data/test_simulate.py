@@ -115,6 +115,16 @@ def test_interaction_adds_type_specific_responses_in_proportion():
     assert abs(np.corrcoef(own[0].ravel(), shared.ravel())[0, 1]) < 0.25
 
 
+def test_type_specific_responses_are_exactly_absent_without_interaction():
+    truths = [build_truth(small(interaction=s)) for s in (0.0, 0.25, 0.5, 1.0, 2.0)]
+    sizes = [np.sqrt(np.square(t.response).mean()) for t in truths]
+    assert not truths[0].response.any()
+    np.testing.assert_allclose(np.array(sizes) / sizes[3], [0, 0.25, 0.5, 1, 2], rtol=1e-12)
+    for truth in truths:
+        assert not truth.response[:, 0].any()  # the reference
+        np.testing.assert_array_equal(truth.condition, truths[0].condition)
+
+
 def test_interaction_leaves_the_reference_alone():
     a, b = log_rates(small(interaction=0.0)), log_rates(small(interaction=2.0))
     np.testing.assert_array_equal(a[:, 0], b[:, 0])
@@ -235,6 +245,11 @@ def test_sampling_refuses(condition, n_cells, text):
 def test_settings_out_of_range(changes, text):
     with pytest.raises(ConfigError, match=text):
         small(**changes)
+
+
+def test_counts_that_cannot_be_held_are_refused():
+    with pytest.raises(ConfigError, match=r"times, at most 1073741824 can be drawn; lower libr"):
+        simulate(small(library_median=1e13))
 
 
 def test_smallest_data_set():

@@ -115,13 +115,22 @@ def test_parquet_with_gene_ids_in_the_first_column(tmp_path):
     assert from_file(path, ["B", "A"]).vectors.tolist() == [[5.0, 4.0], [3.0, 2.0]]
 
 
+def test_genes_without_a_vector_are_counted_in_a_warning(tmp_path, caplog):
+    from_file(write(TABLE, tmp_path / "table.csv"), GENES)
+    assert "genes_without_vector source=table.csv n_genes=1 of=4" in caplog.text
+    assert "examples=D" in caplog.text
+    caplog.clear()
+    from_file(tmp_path / "table.csv", ["A", "B"])
+    assert not caplog.text
+
+
 def test_half_of_the_genes_is_enough_and_less_is_not(tmp_path):
     path = write(TABLE, tmp_path / "table.csv")
     assert from_file(path, ["A", "B", "q", "r"]).n_found == 2
     with pytest.raises(
         DataError,
-        match=r"vectors for 2 of 5 genes, expected at least 50%; its ids look like C, A, B and 1 "
-        r"more, the data's like A, B, q and 2 more",
+        match=r"table.csv knows 2 of 5 genes, expected at least 50%; its ids look like C, A, B "
+        r"and 1 more, the data's like A, B, q and 2 more",
     ):
         from_file(path, ["A", "B", "q", "r", "s"])
 
