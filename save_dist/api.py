@@ -11,16 +11,27 @@ import scipy.sparse as sp
 from jaxtyping import Float32, Int, Int16, Int64, UInt16
 from numpy import ndarray
 
-from save_dist.config.schema import ComposeConfig, GuidanceConfig, SolverConfig
+from save_dist.config.load import parse
+from save_dist.config.schema import (
+    ComposeConfig,
+    GridConfig,
+    GuidanceConfig,
+    OutputConfig,
+    SolverConfig,
+)
 from save_dist.core import seeding
 from save_dist.core.errors import ConfigError, DataError, listed
 from save_dist.data.transforms import log_normalise
 from save_dist.generation.carried import carried_means
 from save_dist.generation.compose import Composer, Course
 from save_dist.generation.draw import draw_counts
+from save_dist.generation.grid import GridPlan, plan_grid
 from save_dist.generation.routes import Routes, check_composable
 from save_dist.generation.sampler import sample_conditions
+from save_dist.generation.tables import settle
+from save_dist.generation.worker import composer_of, sample_part
 from save_dist.stores.bundle import ModelBundle, load_bundle
+from save_dist.stores.template import MASK
 from save_dist.transfer.recondition import expected_counts, latents, minibatches, target_codes
 
 MINIBATCH = 512
@@ -59,7 +70,7 @@ class Model:
         """Sample virtual cells.
 
         Args:
-            conditions: one condition or several; a column left out is masked.
+            conditions: one condition or several; a column left out is masked, and obs says MASK.
             n_cells: cells of each condition.
             seed: equal seeds give equal cells.
             guidance: classifier-free guidance; None: the plain conditional field.
@@ -91,13 +102,53 @@ class Model:
             composer=composer,
         )
         codes = np.repeat(np.array(rows, dtype=np.int16), n_cells, axis=0)
-        adata = self._table(cells.counts, self._obs(codes))
         routes = Routes(self.bundle.conditions, {}) if composer is None else composer.routes
-        ways = [routes.of(row) for row in rows]
-        numbers = np.repeat([way.number for way in ways], n_cells)
-        adata.obs["route"] = pd.Categorical.from_codes(numbers, pd.Index(routes.names))
+        numbers = np.repeat([routes.of(row).number for row in rows], n_cells)
+        adata = self._generated(cells.counts, codes, numbers, routes.names)
         adata.obsm["X_save"] = cells.latent
         return adata
+
+    def plan(
+        self, grid: GridConfig | Mapping[str, Any], output: OutputConfig | None = None
+    ) -> GridPlan:
+        """The plan of a declared grid: its conditions, parts and `summary()`; samples nothing.
+
+        Args:
+            grid: settings as under `grid` of a configuration, e.g. {"columns": {"cell_type":
+                ["CD*"]}, "cells_per_condition": 10}.
+            output: cells per part and minibatch; None: the defaults.
+
+        Raises:
+            ConfigError: if the grid cannot be carried out as written.
+        """
+        if not isinstance(grid, GridConfig):
+            grid = parse(GridConfig, grid, "grid")
+        facts = self.bundle.facts
+        return plan_grid(settle(grid, facts), output or OutputConfig(), facts)
+
+    def sample(self, plan: GridPlan) -> anndata.AnnData:
+        """All cells of a plan in memory, bit for bit those of an atlas of this plan.
+
+        Returns:
+            as `generate`, but without latents.
+
+        Raises:
+            ConfigError: if the plan is of another model.
+        """
+        if plan.model.hash != self.bundle.hash:
+            raise ConfigError(
+                f"the plan is of model {plan.model.hash}, this is model {self.bundle.hash}; plan "
+                "with this one"
+            )
+        composer = composer_of(self.bundle, plan)
+        numbers = range(plan.n_parts)
+        parts = [sample_part(self.bundle, plan, plan.part(i), composer)[0] for i in numbers]
+        return self._generated(
+            np.concatenate([part.counts for part in parts]),
+            np.concatenate([part.codes for part in parts]),
+            np.concatenate([part.route for part in parts]),
+            plan.routes.names,
+        )
 
     def encode(self, adata: anndata.AnnData) -> Float32[ndarray, "cell latent"]:
         """Posterior mean of z for every cell of `adata` (raw counts in X).
@@ -207,8 +258,9 @@ class Model:
         if unseen == "direct" or (unseen is None and not columns):
             return None
         check_composable(columns, "unseen='compose'")
-        routes = Routes(self.bundle.conditions, self.bundle.support, columns)
-        return Composer(self.bundle, routes, compose or ComposeConfig(), guidance, solver)
+        config = compose or ComposeConfig()
+        routes = Routes(self.bundle.conditions, self.bundle.support, columns, config.min_support)
+        return Composer(self.bundle, routes, config, guidance, solver)
 
     @property
     def _n_latent(self) -> int:
@@ -221,17 +273,29 @@ class Model:
     def _about(self) -> dict[str, str]:
         return {"model_hash": self.bundle.hash}
 
+    def _generated(
+        self,
+        counts: UInt16[ndarray, "cell gene"],
+        codes: Int16[ndarray, "cell field"],
+        routes: Int[ndarray, " cell"],
+        names: Sequence[str],
+    ) -> anndata.AnnData:
+        adata = self._table(counts, self._obs(codes))
+        adata.obs["route"] = pd.Categorical.from_codes(routes, pd.Index(names))
+        return adata
+
     def _obs(self, codes: Int16[ndarray, "cell field"], names: Any = None) -> pd.DataFrame:
-        """Condition columns (missing where masked), and how well each combination is known."""
+        """Condition columns (MASK where not given), and how well each combination is known."""
         vocabulary = self.bundle.conditions
         index = pd.RangeIndex(len(codes)).astype(str) if names is None else names
         obs = pd.DataFrame(index=index)
         pairs = zip(vocabulary.columns, vocabulary.categories, strict=True)
         for number, (column, values) in enumerate(pairs):
-            shown = np.where(codes[:, number] == len(values), -1, codes[:, number])
-            obs[column] = pd.Categorical.from_codes(shown.astype(np.int16), pd.Index(values))
-        support = self.bundle.support
-        obs["n_train_cells"] = [support.get(tuple(row), 0) for row in codes.tolist()]
+            is_masked = bool((codes[:, number] == len(values)).any())
+            shown = (*values, MASK) if is_masked else values
+            obs[column] = pd.Categorical.from_codes(codes[:, number], pd.Index(shown))
+        routes = Routes(vocabulary, self.bundle.support)
+        obs["n_train_cells"] = [routes.n_train_cells(tuple(row)) for row in codes.tolist()]
         obs["seen"] = obs["n_train_cells"] > 0
         return obs
 

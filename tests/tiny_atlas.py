@@ -1,9 +1,8 @@
 """A small plan over the tiny model: 6 conditions of 15 cells, parts of 32 rows, the last short."""
 
-from tiny_model import CONDITIONS
-
 from save_dist.config.schema import GridConfig, OutputConfig
 from save_dist.generation.grid import plan_grid
+from save_dist.generation.tables import settle
 from save_dist.generation.worker import PartWorker
 from save_dist.stores import atlas
 from save_dist.stores.bundle import load_bundle
@@ -14,15 +13,7 @@ N_PARTS = 3
 
 
 def tiny_plan(bundle, grid=GRID, output=OUTPUT):
-    return plan_grid(
-        grid,
-        output,
-        CONDITIONS,
-        bundle.support,
-        bundle.hash,
-        bundle.genes,
-        bundle.transport_columns,
-    )
+    return plan_grid(settle(grid, bundle.facts), output, bundle.facts)
 
 
 def begin(folder, bundle_folder, **options):

@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -16,6 +16,7 @@ from save_dist.core.durable import digest
 from save_dist.core.errors import ConfigError, listed
 
 Job = TypeVar("Job", bound=schema.JobConfig)
+AnySection = TypeVar("AnySection", bound=schema.Section)
 
 JOBS: dict[str, type[schema.JobConfig]] = {
     "ingest": schema.IngestJob,
@@ -58,10 +59,24 @@ def load(root: type[Job], path: Path, overrides: Sequence[str] = ()) -> Job:
     values = read_yaml(path)
     for pair in overrides:
         values = merge(values, parse_override(pair))
+    return parse(root, values, str(path))
+
+
+def parse(root: type[AnySection], values: Mapping[str, Any], name: str) -> AnySection:
+    """A validated section from plain values.
+
+    Args:
+        root: schema of the section.
+        values: settings by name.
+        name: where they come from, for messages.
+
+    Raises:
+        ConfigError: listing every wrong key or value with its dotted path.
+    """
     try:
         return root.model_validate(values)
     except ValidationError as e:
-        raise ConfigError(f"{path} is not a valid {root.__name__}:\n{_explain(e, root)}") from e
+        raise ConfigError(f"{name} is not a valid {root.__name__}:\n{_explain(e, root)}") from e
 
 
 def read_yaml(path: Path, _readers: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -41,4 +41,6 @@ def _walk(value: Any, place: Callable[[Path], str]) -> Any:
         return {name: _walk(getattr(value, name), place) for name in type(value).model_fields}
     if isinstance(value, list | tuple):
         return [_walk(item, place) for item in value]
+    if isinstance(value, dict):
+        return {key: _walk(item, place) for key, item in value.items()}
     return place(value) if isinstance(value, Path) else value

@@ -1,13 +1,13 @@
 """A declared grid -> parts. Pure planning: reads nothing, writes nothing, lists no cells.
 
-Rows of the atlas run condition by condition, `cells_per_condition` each, conditions in the order
-of their codes. Part p is rows [p * cells_per_part, (p + 1) * cells_per_part), so where a cell
-lies follows from its row by division.
+Rows of the atlas run condition by condition, in the order of their codes. Part p is rows
+[p * cells_per_part, (p + 1) * cells_per_part), so where a cell lies follows from its row: by
+division if all conditions have the same number of cells, by a search in cumulative sums if not.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,22 +17,24 @@ from save_dist.config.load import resolved
 from save_dist.config.schema import GridConfig, OutputConfig
 from save_dist.core.durable import digest
 from save_dist.core.errors import AtlasError, ConfigError, listed
+from save_dist.generation.amounts import Amounts, count_cells
 from save_dist.generation.combinations import Combinations, resolve
 from save_dist.generation.routes import Routes, check_composable
-from save_dist.stores.template import RESERVED_COLUMNS, AtlasLayout
+from save_dist.stores.facts import ModelFacts
+from save_dist.stores.template import MASK, RESERVED_COLUMNS, AtlasLayout
 from save_dist.vocab.conditions import ConditionVocabulary
-from save_dist.vocab.genes import GeneVocabulary
+from save_dist.vocab.transports import Codes
 
-FORMAT = 2
+FORMAT = 3
 """Version of how a plan becomes cells; raised when the same plan would give other numbers."""
 BYTES_PER_VALUE = 0.1
 """Compressed bytes per cell and gene, as measured on sparse counts; for estimates."""
 
 
 class Segment(NamedTuple):
-    """Neighbouring cells of one condition: its number, and indices within the condition."""
+    """Neighbouring cells of one condition: its codes, and indices within the condition."""
 
-    condition: int
+    codes: Codes
     first: int
     n_cells: int
 
@@ -56,6 +58,8 @@ class GridSummary:
     n_unseen: int
     n_composed: int
     """Unseen conditions that are carried from a control; the others go direct."""
+    n_poorly_supported: int
+    """Unseen conditions that go direct since no control has `compose.min_support` cells."""
     n_cells: int
     n_parts: int
     bytes_estimate: int
@@ -66,13 +70,11 @@ class GridPlan:
     """Which cell stands in which row; every question costs O(1), or O(cells asked about)."""
 
     grid: GridConfig
+    """Settled: it holds no file, and no number that follows from the training cells."""
     output: OutputConfig
-    vocabulary: ConditionVocabulary
-    support: Mapping[tuple[int, ...], int]
-    """Training cells per combination of codes; absent: unseen."""
-    genes: GeneVocabulary
-    model_hash: str
+    model: ModelFacts
     conditions: Combinations
+    amounts: Amounts
     routes: Routes
 
     @property
@@ -83,7 +85,7 @@ class GridPlan:
     @property
     def n_cells(self) -> int:
         """Rows of the atlas."""
-        return self.n_conditions * self.grid.cells_per_condition
+        return self.amounts.n_cells
 
     @property
     def n_parts(self) -> int:
@@ -99,8 +101,8 @@ class GridPlan:
         return digest(
             {
                 "format": FORMAT,
-                "model": self.model_hash,
-                "vocabulary": self.vocabulary.hash,
+                "model": self.model.hash,
+                "vocabulary": self.model.conditions.hash,
                 "routes": list(self.routes.names),
                 "grid": resolved(self.grid),
                 "output": resolved(self.output),
@@ -110,15 +112,16 @@ class GridPlan:
     def part(self, index: int) -> Part:
         """Rows of one part, cut where the condition changes."""
         assert 0 <= index < self.n_parts, (index, self.n_parts)
-        size, per_condition = self.output.cells_per_part, self.grid.cells_per_condition
+        size, amounts = self.output.cells_per_part, self.amounts
         start = index * size
         stop = min(start + size, self.n_cells)
-        segments = []
-        for condition in range(start // per_condition, (stop - 1) // per_condition + 1):
-            first = max(start - condition * per_condition, 0)
-            last = min(stop - condition * per_condition, per_condition)
-            segments.append(Segment(condition, first, last - first))
-        return Part(index, start, stop - start, tuple(segments))
+        numbers = np.arange(amounts.at(start), amounts.at(stop - 1) + 1, dtype=np.int64)
+        begins = amounts.ends(numbers) - amounts.of(numbers)
+        first = np.maximum(start - begins, 0)
+        last = np.minimum(stop - begins, amounts.of(numbers))
+        rows = (tuple(row) for row in self.conditions.codes(numbers).tolist())
+        segments = zip(rows, first.tolist(), (last - first).tolist(), strict=True)
+        return Part(index, start, stop - start, tuple(itertools.starmap(Segment, segments)))
 
     def n_cells_in(self, parts: Iterable[int]) -> int:
         """Cells of these parts together."""
@@ -131,10 +134,10 @@ class GridPlan:
             n_cells=self.n_cells,
             cells_per_part=self.output.cells_per_part,
             cells_per_chunk=self.output.cells_per_chunk,
-            gene_ids=self.genes.ids,
-            categories=dict(zip(self.vocabulary.columns, self.vocabulary.categories, strict=True)),
+            gene_ids=self.model.genes.ids,
+            categories=self._categories(),
             plan_hash=self.hash,
-            model_hash=self.model_hash,
+            model_hash=self.model.hash,
             plan=self.to_json(),
             routes=self.routes.names,
             about={
@@ -142,55 +145,56 @@ class GridPlan:
                 "solver": resolved(self.grid.solver),
                 "unseen": self.grid.unseen,
                 "compose": resolved(self.grid.compose),
+                "masked": list(self.grid.masked),
                 "seed": self.grid.seed,
-                "cells_per_condition": self.grid.cells_per_condition,
+                "n_conditions": self.n_conditions,
                 "cells_per_minibatch": self.output.cells_per_minibatch,
-                "label_origin": dict(self.vocabulary.notes),
+                "label_origin": dict(self.model.conditions.notes),
             },
         )
 
     def summary(self) -> GridSummary:
         """Figures for people, before anything is sampled."""
-        n_seen = self.conditions.n_within(self.support)
+        n_seen = self.n_seen
+        n_composed = self.conditions.n_within(self.routes.composed(self._masked))
+        any_control = replace(self.routes, min_support=1)
+        n_carried = self.conditions.n_within(any_control.composed(self._masked))
+        n_genes = len(self.model.genes)
         return GridSummary(
             n_conditions=self.n_conditions,
             n_seen=n_seen,
             n_unseen=self.n_conditions - n_seen,
-            n_composed=self.conditions.n_within(self.routes.composed()),
+            n_composed=n_composed,
+            n_poorly_supported=n_carried - n_composed,
             n_cells=self.n_cells,
             n_parts=self.n_parts,
-            bytes_estimate=round(self.n_cells * (len(self.genes) * BYTES_PER_VALUE + 16)),
+            bytes_estimate=round(self.n_cells * (n_genes * BYTES_PER_VALUE + 16)),
         )
 
+    @property
+    def n_seen(self) -> int:
+        """Conditions with training cells; masked columns agree with all of them."""
+        return self.conditions.n_within(self.routes.seen(self._masked))
+
     def to_json(self) -> dict[str, Any]:
-        """The request, from which `from_json` plans again; never a list of conditions or cells."""
+        """The request, from which `from_json` plans again; never a list of cells."""
         return {
             "format": FORMAT,
             "hash": self.hash,
-            "model_hash": self.model_hash,
+            "model_hash": self.model.hash,
             "grid": resolved(self.grid),
             "output": resolved(self.output),
         }
 
     @classmethod
-    def from_json(
-        cls,
-        value: Mapping[str, Any],
-        vocabulary: ConditionVocabulary,
-        support: Mapping[tuple[int, ...], int],
-        genes: GeneVocabulary,
-        transport_columns: Sequence[str] = (),
-    ) -> "GridPlan":
-        """Plan again what `to_json` wrote, with the conditions and support of the same model.
+    def from_json(cls, value: Mapping[str, Any], model: ModelFacts) -> "GridPlan":
+        """Plan again what `to_json` wrote.
 
         Raises:
             AtlasError: if the outcome has another hash, as under another model or version.
         """
         grid = GridConfig.model_validate(value["grid"])
-        output = OutputConfig.model_validate(value["output"])
-        plan = plan_grid(
-            grid, output, vocabulary, support, value["model_hash"], genes, transport_columns
-        )
+        plan = plan_grid(grid, OutputConfig.model_validate(value["output"]), model)
         if plan.hash != value["hash"]:
             raise AtlasError(
                 f"the recorded plan has hash {value['hash']} (format {value['format']}), planned "
@@ -199,57 +203,68 @@ class GridPlan:
             )
         return plan
 
+    @property
+    def _masked(self) -> tuple[int, ...]:
+        columns = self.model.conditions.columns
+        return tuple(i for i, column in enumerate(columns) if column in self.grid.masked)
 
-def plan_grid(
-    grid: GridConfig,
-    output: OutputConfig,
-    vocabulary: ConditionVocabulary,
-    support: Mapping[tuple[int, ...], int],
-    model_hash: str,
-    genes: GeneVocabulary,
-    transport_columns: Sequence[str] = (),
-) -> GridPlan:
-    """Resolve a grid against a model's conditions.
+    def _categories(self) -> dict[str, tuple[str, ...]]:
+        """Values of every column in the order of their codes; the code after them is MASK."""
+        known = self.model.conditions
+        return {
+            column: (*values, MASK) if column in self.grid.masked else values
+            for column, values in zip(known.columns, known.categories, strict=True)
+        }
+
+
+def plan_grid(grid: GridConfig, output: OutputConfig, model: ModelFacts) -> GridPlan:
+    """Resolve a settled grid (see `tables.settle`) against a model's conditions.
 
     Args:
         grid: product, include, exclude, cells per condition.
         output: cells per part.
-        vocabulary: conditions the model knows.
-        support: training cells per combination of codes.
-        model_hash: identity of the model.
-        genes: genes of the model.
-        transport_columns: columns along which the model can carry cells.
+        model: conditions it knows, training cells, transports.
 
     Raises:
-        ConfigError: for an unknown column or value, an empty grid, one too large, an unseen
-            combination where these are refused, composing with a model that has no transport, or
-            a column name the atlas keeps for itself.
+        ConfigError: for an unknown column or value, an empty grid, one too large, a condition
+            without a number of cells, an unseen combination where these are refused, composing
+            with a model that has no transport, or a column that an atlas cannot hold.
     """
-    if kept := [c for c in vocabulary.columns if c in RESERVED_COLUMNS or "/" in c]:
-        raise ConfigError(
-            f"condition column {kept[0]!r} cannot be a column of an atlas: it holds '/' or is one "
-            f"of {listed(RESERVED_COLUMNS)}; rename it in conditions.columns and train again"
-        )
-    conditions = resolve(grid, vocabulary)
+    _check_columns(grid, model.conditions)
+    conditions, amounts = count_cells(grid, resolve(grid, model.conditions), model.conditions)
     if grid.unseen == "compose":
-        check_composable(transport_columns, "grid.unseen=compose")
-    columns = transport_columns if grid.unseen == "compose" else ()
-    routes = Routes(vocabulary, support, tuple(columns))
-    plan = GridPlan(grid, output, vocabulary, support, genes, model_hash, conditions, routes)
+        check_composable(model.transport_columns, "grid.unseen=compose")
+    columns = model.transport_columns if grid.unseen == "compose" else ()
+    routes = Routes(model.conditions, model.support, columns, grid.compose.min_support)
+    plan = GridPlan(grid, output, model, conditions, amounts, routes)
     if grid.unseen == "refuse":
         _refuse_unseen(plan)
     return plan
 
 
+def _check_columns(grid: GridConfig, vocabulary: ConditionVocabulary) -> None:
+    if kept := [c for c in vocabulary.columns if c in RESERVED_COLUMNS or "/" in c]:
+        raise ConfigError(
+            f"condition column {kept[0]!r} cannot be a column of an atlas: it holds '/' or is one "
+            f"of {listed(RESERVED_COLUMNS)}; rename it in conditions.columns and train again"
+        )
+    for column, values in zip(vocabulary.columns, vocabulary.categories, strict=True):
+        if column in grid.masked and MASK in values:
+            raise ConfigError(
+                f"grid.masked names {column!r}, which has a value {MASK!r} of its own, so the "
+                "atlas could not tell them apart; rename the value and train again"
+            )
+
+
 def _refuse_unseen(plan: GridPlan) -> None:
-    n_unseen = plan.n_conditions - plan.conditions.n_within(plan.support)
+    n_unseen = plan.n_conditions - plan.n_seen
     if n_unseen == 0:
         return
     # at most len(support) conditions are seen, so these hold five unseen ones if there are five
-    numbers = np.arange(min(plan.n_conditions, len(plan.support) + 5), dtype=np.int64)
-    rows = (tuple(row) for row in plan.conditions.codes(numbers).tolist())
-    unseen = itertools.islice((row for row in rows if row not in plan.support), 5)
-    named = "; ".join(str(plan.vocabulary.decode_one(row)) for row in unseen)
+    n_first = min(plan.n_conditions, len(plan.model.support) + 5)
+    rows = (tuple(row) for row in plan.conditions.codes(np.arange(n_first)).tolist())
+    unseen = itertools.islice((row for row in rows if not plan.routes.n_train_cells(row)), 5)
+    named = "; ".join(str(plan.model.conditions.decode_one(row)) for row in unseen)
     raise ConfigError(
         f"{n_unseen} of {plan.n_conditions} combinations were never trained on and grid.unseen is "
         f"'refuse': {named}{' ...' if n_unseen > 5 else ''}; exclude them, or set "

@@ -2,9 +2,11 @@
 
 A combination without training cells starts at its control: the seen combination that differs in
 one transported column alone, where it has the reference. Pure: a function of the combination, the
-model's support and the transported columns.
+model's support and the transported columns. Masked columns agree with every value: the training
+cells of a combination are those that agree with it in the columns it names.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,11 +46,13 @@ class Routes:
         vocabulary: conditions of the model.
         support: training cells per combination; absent: unseen.
         columns: columns with a transport; none: every combination goes direct.
+        min_support: training cells that a control needs to be one.
     """
 
     vocabulary: ConditionVocabulary
     support: Mapping[Codes, int]
     columns: tuple[str, ...] = ()
+    min_support: int = 1
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -57,7 +61,7 @@ class Routes:
 
     def of(self, codes: Codes) -> Route:
         """The route of one combination."""
-        own = self.support.get(codes, 0)
+        own = self.n_train_cells(codes)
         direct = Route(0, codes, None, own)
         return direct if own else max(self._ways(codes), key=_n_start_cells, default=direct)
 
@@ -71,29 +75,54 @@ class Routes:
             return None
         return self._way(start, column, target[column])
 
-    def composed(self) -> Iterator[Codes]:
-        """Every unseen combination that has a way, once each."""
-        reached = set()
+    def composed(self, masked: Sequence[int] = ()) -> Iterator[Codes]:
+        """Every unseen combination that has a way, once each, with these fields masked."""
+        reached, seen = set(), self.seen(masked)
         for column, code in sorted(self._trained):
-            for codes in self.support:
+            for codes, n_cells in seen.items():
                 target = with_code(codes, column, code)
-                starts_here = codes[column] == self._references[column]
-                if starts_here and target not in self.support and target not in reached:
+                if codes[column] != self._references[column] or n_cells < self.min_support:
+                    continue
+                if target not in seen and target not in reached:
                     reached.add(target)
                     yield target
+
+    def n_train_cells(self, codes: Codes) -> int:
+        """Training cells that agree with a combination in the columns it does not mask."""
+        sizes = self.vocabulary.sizes
+        masked = [i for i, (code, n) in enumerate(zip(codes, sizes, strict=True)) if code == n]
+        return self.seen(masked).get(codes, 0)
+
+    def seen(self, masked: Sequence[int] = ()) -> Mapping[Codes, int]:
+        """Every seen combination with these fields masked, and its training cells."""
+        fields = tuple(masked)
+        if fields not in self._seen:
+            found: Counter[Codes] = Counter()
+            for codes, n_cells in self.support.items():
+                shown = codes
+                for field in fields:
+                    shown = with_code(shown, field, self.vocabulary.sizes[field])
+                found[shown] += n_cells
+            self._seen[fields] = found
+        return self._seen[fields]
 
     def _ways(self, codes: Codes) -> Iterator[Route]:
         for column, reference in self._references.items():
             start = with_code(codes, column, reference)
-            way = self._way(start, column, codes[column]) if start in self.support else None
-            if way is not None:
+            if self.n_train_cells(start) < self.min_support:
+                continue
+            if (way := self._way(start, column, codes[column])) is not None:
                 yield way
 
     def _way(self, start: Codes, column: int, code: int) -> Route | None:
         if (column, code) not in self._trained:
             return None
         number = 1 + self._numbers[column, code]
-        return Route(number, start, column, self.support.get(start, 0))
+        return Route(number, start, column, self.n_train_cells(start))
+
+    @cached_property
+    def _seen(self) -> dict[tuple[int, ...], Mapping[Codes, int]]:
+        return {(): self.support}
 
     @cached_property
     def _references(self) -> dict[int, int]:

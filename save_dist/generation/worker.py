@@ -42,14 +42,8 @@ class PartWorker:
                 f"{self._bundle.hash}; finish it with the first, or generate into another run "
                 "folder"
             )
-        self._plan = GridPlan.from_json(
-            self._record.plan,
-            self._bundle.conditions,
-            self._bundle.support,
-            self._bundle.genes,
-            self._bundle.transport_columns,
-        )
-        self._composer = _composer(self._bundle, self._plan)
+        self._plan = GridPlan.from_json(self._record.plan, self._bundle.facts)
+        self._composer = composer_of(self._bundle, self._plan)
 
     def run(self, part: int) -> Receipt:
         """Make sure a part stands in the atlas; one whose every byte verifies is left alone."""
@@ -70,37 +64,50 @@ class PartWorker:
 
     def sample(self, part: Part) -> tuple[PartColumns, int]:
         """Cells of a part, and how often the velocity field was evaluated for them."""
-        plan, sizes = self._plan, [segment.n_cells for segment in part.segments]
-        numbers = np.array([segment.condition for segment in part.segments], np.int64)
-        rows = plan.conditions.codes(numbers)
-        seeds = [
-            cell_seeds(self._bundle, row, np.arange(s.first, s.first + s.n_cells), plan.grid.seed)
-            for s, row in zip(part.segments, rows.tolist(), strict=True)
-        ]
-        support = [plan.support.get(tuple(row), 0) for row in rows.tolist()]
-        routes = [plan.routes.of(tuple(row)) for row in rows.tolist()]
-        codes, cell_seed = np.repeat(rows, sizes, axis=0), np.concatenate(seeds)
-        cells = sample_cells(
-            self._bundle,
-            codes.astype(np.int64),
-            cell_seed,
-            guidance=plan.grid.guidance,
-            solver=plan.grid.solver,
-            cells_per_minibatch=plan.output.cells_per_minibatch,
-            composer=self._composer,
-        )
-        columns = PartColumns(
-            counts=cells.counts,
-            codes=codes,
-            n_train_cells=np.repeat(np.array(support, np.int64), sizes),
-            route=np.repeat(np.array([r.number for r in routes], np.int16), sizes),
-            n_route_cells=np.repeat(np.array([r.n_start_cells for r in routes], np.int64), sizes),
-            cell_seed=cell_seed,
-        )
-        return columns, cells.n_evaluations
+        return sample_part(self._bundle, self._plan, part, self._composer)
 
 
-def _composer(bundle: ModelBundle, plan: GridPlan) -> Composer | None:
+def sample_part(
+    bundle: ModelBundle, plan: GridPlan, part: Part, composer: Composer | None
+) -> tuple[PartColumns, int]:
+    """Cells of a part, and how often the velocity field was evaluated for them.
+
+    Args:
+        bundle: the model of the plan.
+        plan: what to sample.
+        part: one of its parts.
+        composer: what `composer_of` gives for bundle and plan.
+    """
+    seeds = [
+        cell_seeds(bundle, s.codes, np.arange(s.first, s.first + s.n_cells), plan.grid.seed)
+        for s in part.segments
+    ]
+    routes = [plan.routes.of(segment.codes) for segment in part.segments]
+    support = [plan.routes.n_train_cells(segment.codes) for segment in part.segments]
+    sizes = [segment.n_cells for segment in part.segments]
+    rows = np.array([segment.codes for segment in part.segments], np.int16)
+    codes, cell_seed = np.repeat(rows, sizes, axis=0), np.concatenate(seeds)
+    cells = sample_cells(
+        bundle,
+        codes.astype(np.int64),
+        cell_seed,
+        guidance=plan.grid.guidance,
+        solver=plan.grid.solver,
+        cells_per_minibatch=plan.output.cells_per_minibatch,
+        composer=composer,
+    )
+    columns = PartColumns(
+        counts=cells.counts,
+        codes=codes,
+        n_train_cells=np.repeat(np.array(support, np.int64), sizes),
+        route=np.repeat(np.array([r.number for r in routes], np.int16), sizes),
+        n_route_cells=np.repeat(np.array([r.n_start_cells for r in routes], np.int64), sizes),
+        cell_seed=cell_seed,
+    )
+    return columns, cells.n_evaluations
+
+
+def composer_of(bundle: ModelBundle, plan: GridPlan) -> Composer | None:
     """What carries the cells of unseen combinations, if the plan asks for it."""
     if plan.grid.unseen != "compose":
         return None

@@ -9,6 +9,7 @@ from save_dist.config.schema import GenerateJob, PipelineJob
 from save_dist.core.errors import PartialError
 from save_dist.core.paths import RunPaths
 from save_dist.generation.grid import GridPlan, plan_grid
+from save_dist.generation.tables import settle
 from save_dist.pipelines.context import Context, Summary, record
 from save_dist.pipelines.provenance import versions
 from save_dist.stores import atlas
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 def generate(config: GenerateJob | PipelineJob, context: Context) -> Summary:
     """Write the parts that have no receipt yet; complete means every part of the plan has one."""
     plan, path = plan_for(config, context.paths), context.paths.atlas
-    logger.info("event=planned summary=%s", dataclasses.asdict(plan.summary()))
+    _log_plan(plan)
     atlas.create_template(path, plan.layout(), versions=versions())
 
     missing = missing_parts(path)
@@ -41,7 +42,7 @@ def generate(config: GenerateJob | PipelineJob, context: Context) -> Summary:
         "n_cells": plan.n_cells,
         "n_conditions": plan.n_conditions,
         "n_parts": plan.n_parts,
-        "model_hash": plan.model_hash,
+        "model_hash": plan.model.hash,
         "plan_hash": plan.hash,
         "atlas_digest": atlas.finish(path),
     }
@@ -50,16 +51,19 @@ def generate(config: GenerateJob | PipelineJob, context: Context) -> Summary:
 
 def plan_for(config: GenerateJob | PipelineJob, paths: RunPaths) -> GridPlan:
     """The plan of the configured grid for the run's model."""
-    bundle = load_bundle(paths.model)
-    return plan_grid(
-        config.grid,
-        config.output,
-        bundle.conditions,
-        bundle.support,
-        bundle.hash,
-        bundle.genes,
-        bundle.transport_columns,
-    )
+    model = load_bundle(paths.model).facts
+    return plan_grid(settle(config.grid, model), config.output, model)
+
+
+def _log_plan(plan: GridPlan) -> None:
+    found = plan.summary()
+    logger.info("event=planned summary=%s", dataclasses.asdict(found))
+    if found.n_poorly_supported:
+        logger.warning(
+            "event=controls_too_small conditions=%d min_support=%d they_go=direct",
+            found.n_poorly_supported,
+            plan.grid.compose.min_support,
+        )
 
 
 def _log(outcomes: Sequence[cluster_generate.PartOutcome], context: Context) -> None:

@@ -11,6 +11,7 @@ from save_dist.core.paths import RunPaths
 from save_dist.data.ingest import check_inputs
 from save_dist.pipelines.blocks import blocks
 from save_dist.pipelines.context import Context, Summary
+from save_dist.pipelines.estimate import estimate
 from save_dist.pipelines.evaluate import evaluate
 from save_dist.pipelines.gene_vectors import check_embedding
 from save_dist.pipelines.generate import generate, plan_for
@@ -76,8 +77,11 @@ def _plan_train(config: schema.TrainJob | schema.PipelineJob) -> Summary:
 
 
 def _plan_generate(config: schema.GenerateJob) -> Summary:
-    """What the grid amounts to; needs the run's model."""
-    return dataclasses.asdict(plan_for(config, RunPaths(config.run.dir)).summary())
+    """What the grid amounts to and how long it will take; needs the run's model."""
+    paths = RunPaths(config.run.dir)
+    plan = plan_for(config, paths)
+    measured = estimate(plan, paths, config.cluster)
+    return {**dataclasses.asdict(plan.summary()), "estimate": dataclasses.asdict(measured)}
 
 
 def _plan_pipeline(config: schema.PipelineJob) -> Summary:

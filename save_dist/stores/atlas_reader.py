@@ -9,6 +9,7 @@ from numpy import ndarray
 
 from save_dist.core.errors import AtlasError
 from save_dist.data.subsample import rows_per_combination
+from save_dist.stores.template import MASK
 from save_dist.vocab.conditions import ConditionVocabulary
 
 
@@ -18,7 +19,7 @@ def read_cells(
     """At most `n_cells` of every condition: counts and condition codes.
 
     Raises:
-        AtlasError: if there is no atlas at `path`, or it has other conditions.
+        AtlasError: if there is no atlas at `path`, or it has other conditions or masked ones.
     """
     try:
         store = zarr.open_group(path, mode="r")
@@ -36,6 +37,11 @@ def _codes(
     found = store[f"obs/{column}"]
     categories = tuple(str(value) for value in found["categories"][:])
     known = conditions.categories[conditions.columns.index(column)]
+    if categories == (*known, MASK):
+        raise AtlasError(
+            f"{path} leaves {column!r} masked, so its cells have no full condition to be compared "
+            "under; generate without grid.masked into another run folder, and evaluate that atlas"
+        )
     if categories != known:
         raise AtlasError(
             f"obs column {column!r} of {path} has categories {categories[:8]}, expected "

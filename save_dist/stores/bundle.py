@@ -21,6 +21,7 @@ from save_dist.core.durable import digest, publish_folder, read_json, verify_fol
 from save_dist.core.errors import CheckpointError
 from save_dist.models.vae import Vae, VaeShape
 from save_dist.models.velocity import Velocity, make_flow_velocity
+from save_dist.stores.facts import ModelFacts
 from save_dist.stores.transports import PROFILES, WEIGHTS, Transport, read_transport
 from save_dist.vocab.blocks import GeneBlocks
 from save_dist.vocab.conditions import ConditionVocabulary
@@ -64,6 +65,13 @@ class ModelBundle:
     def transport_columns(self) -> tuple[str, ...]:
         """Columns along which cells can be carried."""
         return () if self.transport is None else tuple(self.transport.config.columns)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What planning has to know of the model."""
+        return ModelFacts(
+            self.hash, self.conditions, self.support, self.genes, self.transport_columns
+        )
 
 
 def save_bundle(

@@ -16,6 +16,8 @@ from numpy import ndarray
 _OWN_COLUMNS = ("seen", "n_train_cells", "route", "n_route_cells", "part", "cell_seed")
 RESERVED_COLUMNS = ("_index", *_OWN_COLUMNS)
 """obs columns that the atlas writes itself; no condition may have such a name."""
+MASK = "MASK"
+"""Category of a condition column that was not given to the model."""
 COMPLETE = "uns/save_dist/complete"
 """Where an atlas says whether it is complete."""
 CONFIG = {"write_empty_chunks": True}

@@ -86,3 +86,31 @@ def test_one_cell_off_the_reference_is_enough(model):
 def test_a_transfer_by_transport_needs_one(plain):
     with pytest.raises(ConfigError, match=r"method='transport', but the model has no transport"):
         plain.transfer(cells(), {"condition": "stim"}, method="transport")
+
+
+GRID = {"columns": {"cell_type": ["N*"]}, "cells_per_condition": 5, "seed": 2}
+
+
+def test_a_planned_grid_gives_the_cells_of_generate(plain):
+    plan = plain.plan(GRID)
+    assert (plan.summary().n_conditions, plan.n_cells) == (2, 10)
+    made = plain.sample(plan)
+    conditions = [{"cell_type": "NK", "condition": c} for c in ("ctrl", "stim")]
+    np.testing.assert_array_equal(made.X, plain.generate(conditions, 5, seed=2).X)
+    assert made.obs["condition"].tolist() == ["ctrl"] * 5 + ["stim"] * 5
+    assert set(made.obs["route"]) == {"direct"}
+
+
+def test_a_plan_of_another_model_or_a_wrong_setting_is_refused(plain, model):
+    with pytest.raises(ConfigError, match=r"the plan is of model .*plan with this one"):
+        model.sample(plain.plan(GRID))
+    with pytest.raises(ConfigError, match=r"grid is not a valid GridConfig:\n  cels: unknown key"):
+        plain.plan({"cels": 3})
+
+
+def test_masked_columns_say_so(plain):
+    made = plain.generate([{"cell_type": "B"}, {"cell_type": "B", "condition": "ctrl"}], 2)
+    assert made.obs["condition"].tolist() == ["MASK"] * 2 + ["ctrl"] * 2
+    assert made.obs["n_train_cells"].tolist() == [70, 70, 40, 40]
+    by_plan = plain.sample(plain.plan({"masked": ["condition"], "cells_per_condition": 2}))
+    np.testing.assert_array_equal(by_plan.X[:2], made.X[:2])

@@ -108,6 +108,7 @@ class PipelineJob(JobConfig):
             "grid.columns": [*self.grid.columns],
             "grid.include": [name for c in self.grid.include for name in c],
             "grid.exclude": [name for c in self.grid.exclude for name in c],
+            "grid.masked": self.grid.masked,
             "grid.guidance.columns": [*self.grid.guidance.columns],
         }
         for setting, names in named.items():

@@ -1,5 +1,6 @@
 """Grids, atlases, transfer, evaluation."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -49,18 +50,62 @@ class ComposeConfig(Section):
     """Cells that the constants are found from."""
     n_iterations: Positive = 5
     """Fixed-point steps of mean matching."""
+    min_support: Positive = 1
+    """Training cells that a control needs; an unseen combination without such a control is
+    sampled by its labels, and the plan counts it."""
+
+
+class FromFile(Section):
+    """What stands in a file; it is read once, when the grid is planned."""
+
+    from_file: Path
+    """Text with one value per line, or a table with a header (.csv, .tsv)."""
+    column: str | None = None
+    """Column of the table that holds the values; null: the one of the same name."""
+
+
+class ConditionCells(Section):
+    """A number of cells for some conditions of the grid."""
+
+    condition: Condition = {}
+    """Values or patterns; a column left out stands for all its values."""
+    n: Positive
+    """Cells of each of them."""
+
+
+class CellTable(Section):
+    """Cells per condition as the plan keeps them, once a file or the training cells were read."""
+
+    columns: list[str]
+    """Condition columns that the table names."""
+    values: list[list[str]]
+    """Distinct values of each."""
+    codes: str
+    """Base64 of int16 [row, column], little endian: which value."""
+    n: str
+    """Base64 of int64 [row], little endian: cells of each condition that the row names."""
 
 
 class GridConfig(Section):
     """The declared set of conditions to generate."""
 
-    columns: dict[str, Literal["all"] | list[str]] = {}
-    """Values per condition column, `all` (the default for a column not named) or a list."""
+    columns: dict[str, str | list[str] | FromFile] = {}
+    """Values per condition column: `all` (the default for a column not named), values or patterns
+    such as `CD*`, or `from_file`."""
     include: list[Condition] = []
     """Combinations to add to the product; missing columns stand for all their values."""
     exclude: list[Condition] = []
     """Combinations to leave out of the product."""
-    cells_per_condition: Positive = 1000
+    masked: list[str] = []
+    """Condition columns whose value is not given to the model; the atlas says MASK there."""
+    cells_per_condition: (
+        Positive | Literal["as_many_as_real"] | list[ConditionCells] | FromFile | CellTable
+    ) = 1000
+    """A number; `as_many_as_real`, the training cells of each combination; a list of conditions
+    with their `n`, the last that fits counts; or a table with condition columns and a column n."""
+    cells_otherwise: Positive | None = None
+    """Cells of a condition that the list or table does not name, or without training cells under
+    `as_many_as_real`; null: such a condition is refused."""
     unseen: Literal["direct", "compose", "refuse"] = "direct"
     """Combinations never trained on: sample with their labels; sample the control of the same
     kind and carry it along a transport (with labels where there is none); or refuse the grid."""
@@ -68,6 +113,20 @@ class GridConfig(Section):
     seed: int = Field(0, ge=0)
     guidance: GuidanceConfig = GuidanceConfig()
     solver: SolverConfig = SolverConfig()
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> "GridConfig":
+        if named := sorted(set(self.masked) & set(self.columns)):
+            raise ValueError(
+                f"grid.masked and grid.columns both name {named[0]!r}; a masked column has no "
+                "values: name it in one of them"
+            )
+        if self.cells_otherwise is not None and isinstance(self.cells_per_condition, int):
+            raise ValueError(
+                f"grid.cells_otherwise={self.cells_otherwise} is never used: "
+                f"grid.cells_per_condition={self.cells_per_condition} holds for all conditions"
+            )
+        return self
 
 
 class OutputConfig(Section):

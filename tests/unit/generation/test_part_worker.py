@@ -11,6 +11,7 @@ from save_dist.core.errors import AtlasError
 from save_dist.generation.sampler import cell_seeds, sample_conditions
 from save_dist.generation.worker import PartWorker
 from save_dist.stores import atlas, receipts
+from save_dist.stores.atlas_reader import read_cells
 from save_dist.stores.bundle import load_bundle
 
 
@@ -138,7 +139,7 @@ def test_a_finished_part_with_altered_bytes_is_sampled_again(tmp_path, finished,
 def test_another_model_is_refused_with_both_hashes(tmp_path, finished):
     other = tmp_path / "model"
     other_hash = save_tiny_model(other, seed=9)
-    model_hash = finished[1].model_hash
+    model_hash = finished[1].model.hash
     pattern = f"begun with model {model_hash}, .* is model {other_hash}; finish it with the first"
     with pytest.raises(AtlasError, match=pattern):
         PartWorker(other, finished[0])
@@ -195,3 +196,27 @@ def test_composing_changes_unseen_cells_alone(tmp_path, carrying):
         made.append(zarr.open_group(path, mode="r")["X"][:])
     np.testing.assert_array_equal(made[0][:60], made[1][:60])
     assert not np.array_equal(made[0][75:], made[1][75:])
+
+
+def test_a_masked_column_says_so_in_every_cell(tmp_path, model):
+    grid = GridConfig(cells_per_condition=8, masked=["condition"])
+    path, plan = begin(tmp_path, model, grid=grid)
+    assert plan.n_parts == 1
+    fill(path, model, [0])
+    group = zarr.open_group(path, mode="r")
+    assert group["obs/condition/categories"][:].tolist() == ["ctrl", "stim", "MASK"]
+    assert set(group["obs/condition/codes"][:].tolist()) == {2}
+    assert group["obs/n_train_cells"][:].tolist() == [70] * 8 + [30] * 8 + [5] * 8
+    with pytest.raises(AtlasError, match="leaves 'condition' masked"):
+        read_cells(path, plan.model.conditions, 5, 0)
+
+
+def test_uneven_numbers_of_cells_leave_the_same_cells(tmp_path, finished, model):
+    entries = [{"n": 15}, {"condition": {"cell_type": "T"}, "n": 4}]
+    grid = GridConfig(cells_per_condition=entries, seed=3)
+    path, plan = begin(tmp_path, model, grid=grid)
+    fill(path, model, range(plan.n_parts))
+    a, b = (zarr.open_group(p, mode="r") for p in (path, finished[0]))
+    np.testing.assert_array_equal(a["obs/cell_seed"][60:64], b["obs/cell_seed"][60:64])
+    np.testing.assert_array_equal(a["obs/cell_seed"][64:68], b["obs/cell_seed"][75:79])
+    np.testing.assert_array_equal(a["X"][:60], b["X"][:60])

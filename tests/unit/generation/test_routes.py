@@ -47,8 +47,10 @@ def test_every_route_has_a_name():
         pytest.param((1, 1, 0), "drug: none -> b", (2, 1, 0), 20, id="better supported of two"),
         pytest.param((2, 1, 1), "time: 0h -> 6h", (2, 0, 1), 40, id="the other column"),
         pytest.param((0, 1, 1), "direct", (0, 1, 1), 0, id="two steps away"),
-        pytest.param((3, 0, 1), "direct", (3, 0, 1), 0, id="masked drug"),
-        pytest.param((0, 0, 2), "direct", (0, 0, 2), 0, id="masked donor"),
+        pytest.param((3, 0, 1), "direct", (3, 0, 1), 40, id="masked drug, seen"),
+        pytest.param((3, 1, 1), "time: 0h -> 6h", (3, 0, 1), 40, id="masked drug"),
+        pytest.param((0, 0, 2), "direct", (0, 0, 2), 30, id="masked donor, seen"),
+        pytest.param((1, 1, 2), "drug: none -> b", (2, 1, 2), 20, id="masked donor"),
     ],
 )
 def test_route_of_a_combination(codes, name, start, n_cells):
