@@ -27,7 +27,7 @@ def carried_means(
     course: Course,
     keys: UInt64[ndarray, " cell"],
     solver: SolverConfig,
-) -> tuple[Float32[ndarray, "cell gene"], Float32[ndarray, " gene"]]:
+) -> tuple[Float32[ndarray, "cell gene"], Float32[ndarray, "#cell gene"]]:
     """Mean counts of each cell under its target, and the genes' inverse dispersion.
 
     The library size is carried with the latent. Where the transport was trained on draws from

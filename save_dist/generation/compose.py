@@ -218,7 +218,7 @@ class _Cells(NamedTuple):
         x: Float32[Tensor, "cell standardised"],
         codes: Codes,
         offset: Float64[ndarray, " gene"] | None,
-    ) -> tuple[Float32[ndarray, "cell gene"], Float32[ndarray, " gene"]]:
+    ) -> tuple[Float32[ndarray, "cell gene"], Float32[ndarray, "#cell gene"]]:
         """Expected counts and inverse dispersions under a condition."""
         with torch.inference_mode():
             latent, library = unstandardise(self.bundle, x)

@@ -25,20 +25,21 @@ _DISPERSION_RANGE = (1e-8, 1e6)  # beyond: all zeros but for freak cells; Poisso
 
 def draw_counts(
     mean: Float32[ndarray, "cell gene"],
-    inverse_dispersion: Float32[ndarray, " gene"],
+    inverse_dispersion: Float32[ndarray, "#cell gene"],
     keys: UInt64[ndarray, " cell"],
 ) -> UInt16[ndarray, "cell gene"]:
     """Draw every count of every cell.
 
     Args:
         mean: expected counts, finite.
-        inverse_dispersion: theta; variance is mean + mean^2 / theta. Taken within [1e-8, 1e6].
+        inverse_dispersion: theta, of every cell or one row for all; variance is
+            mean + mean^2 / theta. Taken within [1e-8, 1e6].
         keys: one stream per cell; equal keys and laws give equal counts.
 
     Returns:
         counts; those above 65,535 are 65,535.
     """
-    theta = np.clip(inverse_dispersion.astype(np.float64), *_DISPERSION_RANGE)
+    theta = np.clip(inverse_dispersion, *_DISPERSION_RANGE)
     counts = np.empty(mean.shape, dtype=np.uint16)
     _fill_counts(mean, theta, keys, counts)
     return counts
@@ -50,14 +51,15 @@ def draw_counts(
 @no_type_check
 def _fill_counts(mean: np.ndarray, theta: np.ndarray, keys: np.ndarray, counts: np.ndarray) -> None:
     n_cells, n_genes = mean.shape
+    is_shared = len(theta) == 1
     for i in range(n_cells):
-        key = keys[i]
+        key, row = keys[i], 0 if is_shared else i
         for g in range(n_genes):
-            m = np.float64(mean[i, g])
+            m, t = np.float64(mean[i, g]), np.float64(theta[row, g])
             if m > _LARGE_MEAN:
-                counts[i, g] = _gamma_poisson(m, theta[g], _gene_key(key, g))
+                counts[i, g] = _gamma_poisson(m, t, _gene_key(key, g))
             else:
-                counts[i, g] = _invert(m, theta[g], counter_uniform(key, np.uint64(g)))
+                counts[i, g] = _invert(m, t, counter_uniform(key, np.uint64(g)))
 
 
 @numba.njit(cache=True, nogil=True)

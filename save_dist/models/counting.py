@@ -24,6 +24,7 @@ def fill_terms(
     total: np.ndarray,
     log_total: np.ndarray,
     theta: np.ndarray,
+    log_theta: np.ndarray,
     log_prob: np.ndarray,
     of_log_mean: np.ndarray,
     of_log_theta: np.ndarray,
@@ -35,17 +36,19 @@ def fill_terms(
         log_mean: [N, G].
         total: mean + theta, [N, G].
         log_total: its logarithm.
-        theta: inverse dispersions, [G].
+        theta: inverse dispersions, [N, G], or [1, G] if all cells share them.
+        log_theta: their logarithms.
         log_prob: filled, [N].
         of_log_mean: filled, [N, G]; in place of `total` if it is the same array.
         of_log_theta: filled, [N, G]; in place of `log_total` if it is the same array.
     """
-    log_theta = np.log(theta)
+    is_shared = theta.shape[0] == 1
     for n in range(counts.shape[0]):
+        row = 0 if is_shared else n
         sum_ = 0.0
         for g in range(counts.shape[1]):
-            x, t = counts[n, g], theta[g]
-            log_share = log_theta[g] - log_total[n, g]
+            x, t = counts[n, g], theta[row, g]
+            log_share = log_theta[row, g] - log_total[n, g]
             excess = (x - (total[n, g] - t)) / total[n, g]
             sum_ += t * log_share
             slope = log_share - excess

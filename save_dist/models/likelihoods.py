@@ -25,7 +25,8 @@ class NegativeBinomial:
     """Counts with variance mean + mean^2 / inverse_dispersion."""
 
     mean: Float[Tensor, "cell gene"]
-    inverse_dispersion: Float[Tensor, " gene"]
+    inverse_dispersion: Float[Tensor, "#cell gene"]
+    """Of every cell, or one row for all cells."""
 
     def log_prob(self, counts: Float[Tensor, "cell gene"]) -> Float[Tensor, "cell gene"]:
         """Log-probability of each count, normalising constant included."""
@@ -63,9 +64,9 @@ class UnitInterval:
         return normalised * (self.library[:, None] / COUNTS_PER_CELL)
 
     @property
-    def inverse_dispersion(self) -> Float[Tensor, " gene"]:
+    def inverse_dispersion(self) -> Float[Tensor, "1 gene"]:
         """So large that counts drawn from `mean` are Poisson."""
-        return torch.full_like(self.scale, _POISSON)
+        return torch.full_like(self.scale, _POISSON)[None]
 
     def log_prob(self, scaled: Float[Tensor, "cell gene"]) -> Float[Tensor, "cell gene"]:
         """Minus the cross-entropy of scaled expression; values above 1 count as 1."""
@@ -80,7 +81,7 @@ Likelihood = NegativeBinomial | UnitInterval
 def negative_binomial_log_prob(
     counts: Float[Tensor, "cell gene"],
     log_mean: Float[Tensor, "cell gene"],
-    log_inverse_dispersion: Float[Tensor, " gene"],
+    log_inverse_dispersion: Float[Tensor, "#cell gene"],
 ) -> Float[Tensor, " cell"]:
     """Log-probability of each cell's counts, constants included: what training maximises.
 
@@ -98,7 +99,8 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
         terms = _terms_on_cpu if counts.device.type == "cpu" else _terms
-        log_prob, *slopes = terms(counts, log_mean.detach(), log_theta.detach())
+        log_prob, *slopes = terms(counts, log_mean.detach(), log_theta.detach().contiguous())
+        ctx.is_shared = len(log_theta) < len(counts)
         ctx.save_for_backward(*slopes)
         return log_prob
 
@@ -106,7 +108,10 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
         of_log_mean, of_log_theta = ctx.saved_tensors
-        return None, of_log_mean * grad[:, None], torch.mv(of_log_theta.t(), grad)
+        of_mean = of_log_mean * grad[:, None]
+        if ctx.is_shared:
+            return None, of_mean, torch.mv(of_log_theta.t(), grad)[None]
+        return None, of_mean, of_log_theta * grad[:, None]
 
 
 class _Terms(NamedTuple):
@@ -120,7 +125,7 @@ class _Terms(NamedTuple):
 def _terms(
     counts: Float[Tensor, "cell gene"],
     log_mean: Float[Tensor, "cell gene"],
-    log_theta: Float[Tensor, " gene"],
+    log_theta: Float[Tensor, "#cell gene"],
 ) -> _Terms:
     theta = log_theta.exp()
     total = log_mean.exp().add_(theta)
@@ -137,14 +142,14 @@ def _terms(
 def _terms_on_cpu(
     counts: Float[Tensor, "cell gene"],
     log_mean: Float[Tensor, "cell gene"],
-    log_theta: Float[Tensor, " gene"],
+    log_theta: Float[Tensor, "#cell gene"],
 ) -> _Terms:
     """The same by a kernel, three times faster: most counts are 0 and cost next to nothing."""
     theta = log_theta.exp()
     total = log_mean.exp().add_(theta)
     log_total = total.log()
     log_prob = log_mean.new_empty(len(counts))
-    arrays = (x.numpy() for x in (counts, log_mean, total, log_total, theta, log_prob))
+    arrays = (x.numpy() for x in (counts, log_mean, total, log_total, theta, log_theta, log_prob))
     fill_terms(*arrays, total.numpy(), log_total.numpy())
     return _Terms(log_prob, total, log_total)
 

@@ -30,6 +30,7 @@ from save_dist.models.likelihoods import (
 )
 
 _LOG_VAR_RANGE = (-14.0, 6.0)  # keeps exp and its gradient finite; far outside what is learnt
+_LOG_DISPERSION_RANGE = (-9.0, 9.0)  # the same for the inverse dispersion of a cell
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Vae(nn.Module):
     order: Tensor
     inverse_order: Tensor
     scale: Tensor
+    log_fraction: Tensor
 
     def __init__(
         self,
@@ -138,9 +140,12 @@ class Vae(nn.Module):
             nn.Parameter(torch.zeros(e_width, shape.n_genes)) if config.linear_skip else None
         )
         self.bias = nn.Parameter(self._start_of_logits(fraction[order], self.scale))
-        self.log_inverse_dispersion = (
-            nn.Parameter(torch.zeros(shape.n_genes)) if config.likelihood == "nb" else None
-        )
+        self.log_inverse_dispersion = self.dispersion_trend = None
+        if config.likelihood == "nb":
+            self.log_inverse_dispersion = nn.Parameter(torch.zeros(shape.n_genes))
+            if config.dispersion == "trend":
+                self.dispersion_trend = nn.Parameter(torch.zeros(shape.n_genes))
+        self.register_buffer("log_fraction", _floored(fraction[order]).log())
         self.hidden_token = (
             nn.Parameter(torch.zeros(config.latent_token_width)) if config.latent_mask else None
         )
@@ -175,13 +180,17 @@ class Vae(nn.Module):
             ConfigError: if tokens are hidden from a model trained without `latent_mask`.
         """
         logits = self._logits(z, codes, hidden_tokens).to(z.dtype)
-        logits = logits.index_select(1, self.inverse_order)
         if logit_offset is not None:
-            logits = logits + logit_offset
+            logits = logits + logit_offset.index_select(-1, self.order)
         if self.log_inverse_dispersion is None:
+            logits = logits.index_select(1, self.inverse_order)
             return UnitInterval(logits, self.scale[self.inverse_order], library)
-        mean = logits.softmax(1) * library[:, None]
-        return NegativeBinomial(mean, self.log_inverse_dispersion.exp()[self.inverse_order])
+        log_rate = logits.log_softmax(1)
+        mean = log_rate.exp() * library[:, None]
+        theta = self._log_dispersion(log_rate).exp()
+        return NegativeBinomial(
+            mean.index_select(1, self.inverse_order), theta.index_select(1, self.inverse_order)
+        )
 
     def forward(
         self,
@@ -211,10 +220,11 @@ class Vae(nn.Module):
         else:
             # a cell without counts keeps a finite mean of about zero
             log_library = counts.sum(1, keepdim=True).clamp_min(1).log()
+            log_rate = logits.log_softmax(1)
             log_prob = negative_binomial_log_prob(
                 counts.index_select(1, self.order),
-                logits.log_softmax(1) + log_library,
-                self.log_inverse_dispersion,
+                log_rate + log_library,
+                self._log_dispersion(log_rate),
             )
         return VaeLoss(-log_prob, posterior.kl())
 
@@ -239,6 +249,15 @@ class Vae(nn.Module):
         logits: Tensor = self.decoder(z, e) + self.bias
         return logits if self.skip is None else torch.addmm(logits, e, self.skip)
 
+    def _log_dispersion(self, log_rate: Float[Tensor, "cell gene"]) -> Float[Tensor, "#cell gene"]:
+        """Log inverse dispersion in block order: of each gene, or along its trend."""
+        assert self.log_inverse_dispersion is not None, "counts are negative binomial"
+        level = self.log_inverse_dispersion[None]
+        if self.dispersion_trend is None:
+            return level
+        trend = torch.addcmul(level, log_rate - self.log_fraction, self.dispersion_trend)
+        return trend.clamp(*_LOG_DISPERSION_RANGE)
+
     def _hide(
         self, z: Float[Tensor, "cell latent"], hidden_tokens: Bool[Tensor, "cell token"]
     ) -> Float[Tensor, "cell latent"]:
@@ -254,12 +273,17 @@ class Vae(nn.Module):
         self, fraction: Float[Tensor, " gene"], scale: Float[Tensor, " gene"]
     ) -> Float[Tensor, " gene"]:
         """Logits under which every cell looks like the average of the training cells."""
-        rarest = fraction[fraction > 0].min() if bool((fraction > 0).any()) else 1.0
-        fraction = fraction.clamp_min(rarest)
+        fraction = _floored(fraction)
         if self.config.likelihood == "nb":
             return fraction.log()
         expression = torch.log1p(fraction * COUNTS_PER_CELL) / scale
         return torch.logit(expression, eps=1e-3)
+
+
+def _floored(fraction: Float[Tensor, " gene"]) -> Float[Tensor, " gene"]:
+    """Genes without a count take the share of the rarest one."""
+    rarest = fraction[fraction > 0].min() if bool((fraction > 0).any()) else 1.0
+    return fraction.clamp_min(rarest)
 
 
 def _backbone(shape: VaeShape, config: VaeConfig) -> tuple[nn.Module, nn.Module]:

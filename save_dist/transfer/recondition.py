@@ -35,7 +35,7 @@ def expected_counts(
     library: Float32[ndarray, " cell"],
     codes: Int64[ndarray, "cell field"],
     targets: Int64[ndarray, "cell field"],
-) -> tuple[Float32[ndarray, "cell gene"], Float32[ndarray, " gene"]]:
+) -> tuple[Float32[ndarray, "cell gene"], Float32[ndarray, "#cell gene"]]:
     """Mean counts of each cell under its target condition, and the genes' inverse dispersion."""
     vae = bundle.vae
     with torch.inference_mode():

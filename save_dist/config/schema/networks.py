@@ -78,6 +78,9 @@ class VaeConfig(Section):
     """Input projection: one for all blocks plus a block embedding, or one per block."""
     likelihood: Literal["nb", "unit_interval"] = "nb"
     """Counts (negative binomial), or the paper's [0, 1] expression (sigmoid, cross-entropy)."""
+    dispersion: Literal["gene", "trend"] = "trend"
+    """Inverse dispersion of nb counts: one per gene, or one that follows the gene's own expression,
+    theta = a_g * rate^b_g, so that a gene that is induced is also less bursty."""
     kl_weight: float = Field(1.0, ge=0)
     """Weight of the KL term (summed over d, averaged over cells)."""
     encoder_columns: list[str] = []

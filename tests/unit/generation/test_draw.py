@@ -19,7 +19,7 @@ def keys(n, seed=0):
 def draws(mean, dispersion, n=N_DRAWS, seed=0):
     """`n` independent cells with one gene."""
     means = np.full((n, 1), mean, np.float32)
-    return draw_counts(means, np.array([dispersion], np.float32), keys(n, seed))[:, 0]
+    return draw_counts(means, np.array([[dispersion]], np.float32), keys(n, seed))[:, 0]
 
 
 def law(mean, dispersion):
@@ -70,7 +70,7 @@ def test_genes_of_a_cell_are_independent():
     n_cells = 20_000
     for mean in (1.0, 100.0):
         means = np.full((n_cells, 4), mean, np.float32)
-        counts = draw_counts(means, np.full(4, 1.0, np.float32), keys(n_cells))
+        counts = draw_counts(means, np.full((1, 4), 1.0, np.float32), keys(n_cells))
         correlation = np.corrcoef(counts.T.astype(float)) - np.eye(4)
         assert np.abs(correlation).max() < 5 / np.sqrt(n_cells)
 
@@ -78,7 +78,7 @@ def test_genes_of_a_cell_are_independent():
 def test_a_cell_depends_on_its_key_and_law_alone():
     rng = np.random.default_rng(0)
     mean = rng.gamma(0.3, 20, (50, 30)).astype(np.float32)
-    theta = rng.gamma(1, 2, 30).astype(np.float32)
+    theta = rng.gamma(1, 2, (1, 30)).astype(np.float32)
     whole = draw_counts(mean, theta, keys(50))
     order = rng.permutation(50)
     np.testing.assert_array_equal(draw_counts(mean[order], theta, keys(50)[order]), whole[order])
@@ -88,7 +88,7 @@ def test_a_cell_depends_on_its_key_and_law_alone():
 
 def test_a_gene_does_not_depend_on_the_others():
     mean = np.full((10, 5), 100, np.float32)
-    theta = np.full(5, 0.5, np.float32)
+    theta = np.full((1, 5), 0.5, np.float32)
     changed = mean.copy()
     changed[:, :4] = 40
     np.testing.assert_array_equal(
@@ -123,6 +123,16 @@ def test_counts_saturate_instead_of_wrapping():
     assert 0.3 < (counts == 65_535).mean() < 0.6
 
 
+def test_each_cell_may_have_a_dispersion_of_its_own():
+    mean = np.full((2, 3000), 6.0, np.float32)
+    theta = np.repeat(np.array([[0.3], [50.0]], np.float32), 3000, axis=1)
+    counts = draw_counts(mean, theta, keys(2))
+    for row in range(2):
+        alone = draw_counts(mean[row : row + 1], theta[row : row + 1], keys(2)[row : row + 1])
+        np.testing.assert_array_equal(counts[row], alone[0])
+    assert counts[0].var() > 5 * counts[1].var()
+
+
 def test_an_infinite_inverse_dispersion_is_poisson():
     poisson = stats.poisson(4.0)
     assert chi_square_p(draws(4.0, np.inf).astype(int), poisson) > 1e-4
@@ -131,5 +141,5 @@ def test_an_infinite_inverse_dispersion_is_poisson():
 def test_the_draws_are_pinned():
     """The same plan must give the same cells for ever; a change here needs a new plan format."""
     mean = np.array([[0.2, 1.0, 5.0, 50.0, 500.0]], np.float32).repeat(2, axis=0)
-    counts = draw_counts(mean, np.array([1, 2, 0.5, 3, 10], np.float32), keys(2))
+    counts = draw_counts(mean, np.array([[1, 2, 0.5, 3, 10]], np.float32), keys(2))
     assert counts.tolist() == [[0, 1, 18, 26, 427], [0, 0, 7, 32, 723]]
