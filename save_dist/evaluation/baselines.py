@@ -13,13 +13,10 @@ from jaxtyping import Float32, Float64
 from numpy import ndarray
 
 from save_dist.data.transforms import LIBRARY_SCALE
-from save_dist.evaluation.space import Sample, Space, TrainCells
+from save_dist.evaluation.space import MIN_CELLS, Sample, Space, TrainCells
 from save_dist.evaluation.tables import Codes, Counts
 from save_dist.vocab import similarity
 from save_dist.vocab.conditions import ConditionVocabulary
-
-MIN_CELLS = 10
-"""Training cells that a combination needs for its mean to be used."""
 
 Context = tuple[Codes, Codes]
 """A seen combination and the same one at the reference."""
@@ -198,7 +195,7 @@ def shifted(control: Sample, shift: Float32[ndarray, " gene"], space: Space) -> 
 
 def is_known(codes: Codes, train: TrainCells) -> bool:
     """Whether the combination has enough training cells."""
-    return codes in train.rows and len(train.rows[codes]) >= MIN_CELLS
+    return len(train.rows.get(codes, ())) >= MIN_CELLS
 
 
 def _changes(pairs: list[Context], train: TrainCells) -> Float32[ndarray, "context gene"]:

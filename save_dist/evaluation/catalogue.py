@@ -5,6 +5,7 @@ from dataclasses import dataclass
 PROTOCOL = 1
 """Version of the evaluation protocol; numbers of other versions are not comparable."""
 
+REAL = "real"
 GENERATED = "generated"
 FLOOR = "floor"
 MARGINAL = "marginal"
@@ -122,6 +123,13 @@ METRICS: tuple[Metric, ...] = (
         1.0,
         _CHANGE,
         "among as many most significant genes of the generated change",
+    ),
+    Metric(
+        "change_discrimination",
+        "Change, own among all",
+        1.0,
+        _CHANGE,
+        "is the real change of the own target the nearest; 0.5: chance",
     ),
     Metric("change_pcc", "Change, PCC", 1.0, _CHANGE, "over genes"),
     Metric("change_spearman", "Change, Spearman", 1.0, _CHANGE, "over genes"),

@@ -5,7 +5,7 @@ the combination and the seeds alone.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float32
@@ -59,13 +59,17 @@ class CombinationResult:
         n_used: cells per side.
         metrics: candidate -> metric -> one value per sampling seed; classifiers and the
             memorisation check have the first seed only.
-        real: gene profile of the real cells, first seed.
-        generated: gene profile of the generated cells, first seed.
+        means: mean log profile of every candidate, first seed, and of the half of the real cells
+            that the floor, the other half, is compared with (`REAL`). Empty without a reference,
+            which alone has a use for them.
+        real: gene profile of real cells.
+        generated: gene profile of generated cells.
     """
 
     codes: Codes
     n_used: int
     metrics: Mapping[str, Mapping[str, tuple[float, ...]]]
+    means: Mapping[str, Float32[ndarray, " gene"]]
     real: GeneProfile
     generated: GeneProfile
 
@@ -85,19 +89,45 @@ def score_case(case: Case, shared: Shared) -> CombinationResult:
     """Compare real cells with each candidate, once per sampling seed."""
     test, candidates = shared.space.read(case.test), Candidates(case, shared.space, shared.marginal)
     n = min(shared.n_max, test.n_cells, candidates.generated.n_cells)
-    found: dict[str, dict[str, list[float]]] = {}
+    found = _Found()
     for seed in shared.seeds if n >= MIN_CELLS else ():
         real = draw(test, n, seed, "real", case)
         for candidate in candidates.drawn(real, seed):
-            values = _compare(case, shared, candidate, n // 2)
+            found.add(candidate.name, _compare(case, shared, candidate, n // 2))
             if seed == shared.seeds[0]:
-                values |= _compare_once(candidate, shared, seed)
-            for metric, value in values.items():
-                if np.isfinite(value):
-                    found.setdefault(candidate.name, {}).setdefault(metric, []).append(value)
-    profiles = [biology.gene_profile(_log(s)[: shared.n_max]) for s in (test, candidates.generated)]
-    frozen = {name: {m: tuple(v) for m, v in table.items()} for name, table in found.items()}
-    return CombinationResult(case.codes, n, frozen, *profiles)
+                found.add(candidate.name, _compare_once(candidate, shared, seed))
+                if case.references:
+                    found.add_means(candidate)
+    return CombinationResult(
+        codes=case.codes,
+        n_used=n,
+        metrics={name: {m: tuple(v) for m, v in row.items()} for name, row in found.values.items()},
+        means=found.means,
+        real=biology.gene_profile(_log(test)[: shared.n_max]),
+        generated=biology.gene_profile(_log(candidates.generated)[: shared.n_max]),
+    )
+
+
+@dataclass
+class _Found:
+    """Values of every candidate and metric as they come, in order of seeds."""
+
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    means: dict[str, Float32[ndarray, " gene"]] = field(default_factory=dict)
+
+    def add(self, candidate: str, values: Mapping[str, float]) -> None:
+        """Note what could be measured."""
+        row = self.values.setdefault(candidate, {})
+        for metric, value in values.items():
+            if np.isfinite(value):
+                row.setdefault(metric, []).append(value)
+
+    def add_means(self, candidate: Candidate) -> None:
+        """Note mean profiles; the real one is that which the floor is compared with."""
+        if candidate.name == catalogue.FLOOR:
+            self.means[catalogue.REAL] = candidate.real.profile.mean.astype(np.float32)
+        if candidate.cells.log is not None:
+            self.means[candidate.name] = candidate.cells.profile.mean.astype(np.float32)
 
 
 def _compare(case: Case, shared: Shared, candidate: Candidate, half: int) -> dict[str, float]:

@@ -6,7 +6,7 @@ runs the tasks over processes, and averages what comes back.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -24,6 +24,7 @@ from save_dist.evaluation.combination import (
     CombinationResult,
     Shared,
 )
+from save_dist.evaluation.discrimination import with_discrimination
 from save_dist.evaluation.pool import Job, one_thread, run_jobs
 from save_dist.evaluation.scores import (
     CombinationScores,
@@ -76,7 +77,15 @@ def evaluate(
         DataError: if there are too few training cells, or no real combination was generated.
         InfrastructureError: if a process dies.
     """
-    _check(train, test, held_out, generated, conditions)
+    tables = (train, test, held_out, generated)
+    named = zip(tables, ("train", "test", "held_out", "generated"), strict=True)
+    train, test, held_out, generated = (replace(table, name=name) for table, name in named)
+    check_tables((train, test, held_out, generated), len(conditions.columns))
+    if train.n_cells < MIN_TRAIN_CELLS:
+        raise DataError(
+            f"{train.n_cells} training cells are too few to compare anything with; expected "
+            f"{MIN_TRAIN_CELLS} or more"
+        )
     seed = config.seeds[0]
     with one_thread():
         space, known = fit_space(train, config.n_components, seed)
@@ -93,6 +102,7 @@ def evaluate(
         generated_rows=generated.rows_by_combination(),
     )
     gathered = _run(maker, shared, config.umap_cells, n_workers, progress)
+    gathered.results = with_discrimination(gathered.results, maker)
     return _scores(maker, gathered, config)
 
 
@@ -142,31 +152,15 @@ def _run(
     return gathered
 
 
-def _check(
-    train: CellTable,
-    test: CellTable,
-    held_out: CellTable,
-    generated: CellTable,
-    conditions: ConditionVocabulary,
-) -> None:
-    tables = {"train": train, "test": test, "held_out": held_out, "generated": generated}
-    check_tables(tables, len(conditions.columns))
-    if train.n_cells < MIN_TRAIN_CELLS:
-        raise DataError(
-            f"{train.n_cells} training cells are too few to compare anything with; expected "
-            f"{MIN_TRAIN_CELLS} or more"
-        )
-
-
 def _shared(space: Space, known: TrainCells, train: CellTable, config: EvaluateConfig) -> Shared:
     seed = config.seeds[0]
     rng = seeding.generator(seed, "marginal_cells")
     some = np.sort(rng.permutation(train.n_cells)[: POOL * config.n_max])
     return Shared(
         space=space,
-        marginal=known.sample.take(some),
-        train_pca=known.sample.pca,
-        labels=fit_labels(known.sample.pca, train.codes, seed),
+        marginal=space.read(train.read(some)),
+        train_pca=known.pca,
+        labels=fit_labels(known.pca, train.codes, seed),
         n_max=config.n_max,
         seeds=tuple(config.seeds),
     )

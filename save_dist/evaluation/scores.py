@@ -168,17 +168,22 @@ class Scores:
         }
 
     def flat(self) -> dict[str, float]:
-        """Averages as `seen/generated/energy` -> value, for a metrics tracker."""
+        """Every average as `seen/generated/energy` -> mean, for a metrics tracker.
+
+        Normalised scores end in `_s`. Behind a name stand `.low` and `.high` of the interval,
+        `.weighted` by test cells, and `.n`, the combinations in which it was measured.
+        """
         out: dict[str, float] = {}
         for name in (catalogue.SEEN, catalogue.HELD_OUT):
-            group = self.group(name)
-            if group is None:
+            if (group := self.group(name)) is None:
                 continue
+            out[f"{name}/n_combinations"] = group.n_combinations
+            out[f"{name}/n_averaged"] = group.n_averaged
             for kind, table in (("", group.metrics), ("_s", group.normalised)):
                 for candidate, averages in table.items():
                     for metric, average in averages.items():
-                        key = f"{name}/{candidate}/{metric}{kind}"
-                        out[re.sub(r"[^\w./ -]", ".", key)] = average.mean
+                        key = re.sub(r"[^\w./ -]", ".", f"{name}/{candidate}/{metric}{kind}")
+                        out |= _named(key, average)
         return out
 
     def headline(self) -> dict[str, Any]:
@@ -192,6 +197,18 @@ class Scores:
             if (group := self.group(name)) is not None:
                 out[name] = _headline(group)
         return out
+
+
+def _named(key: str, average: Average) -> dict[str, float]:
+    """An average and what stands beside it; without an interval its ends are left out."""
+    ends = {"low": average.low, "high": average.high}
+    known = {f"{key}.{end}": value for end, value in ends.items() if value is not None}
+    return {
+        key: average.mean,
+        f"{key}.weighted": average.weighted,
+        f"{key}.n": average.n_combinations,
+        **known,
+    }
 
 
 def _headline(group: GroupScores) -> dict[str, Any]:

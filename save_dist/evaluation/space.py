@@ -21,7 +21,8 @@ from save_dist.evaluation.tables import CellTable, Codes, Counts
 MAX_GENES = 2000
 """Genes compared at most, those of largest training variance."""
 N_BANDWIDTH_CELLS = 1000
-_CELLS_AT_ONCE = 2048
+MIN_CELLS = 10
+"""Training cells that a combination needs for its profile to be used."""
 _MIN_SQUARED = 1e-12  # more than half of the cells are equal: any scale will do
 
 
@@ -109,24 +110,24 @@ class Space:
 
 @dataclass(frozen=True)
 class TrainCells:
-    """Training cells in the space, and profiles of each of their combinations.
+    """Training cells in the space, and profiles of each combination with `MIN_CELLS` or more.
 
     Args:
-        sample: the cells.
+        pca: coordinates of the cells.
         rows: rows of every combination.
         means: mean log-normalised expression of the compared genes.
-        variances: its variance, of the cells as a sample; 0 for a single cell.
+        variances: its variance, of the cells as a sample.
         rates: share of every vocabulary gene in all counts of the combination.
     """
 
-    sample: Sample
+    pca: Float32[ndarray, "cell component"]
     rows: dict[Codes, Int64[ndarray, " row"]]
     means: dict[Codes, Float32[ndarray, " gene"]]
     variances: dict[Codes, Float32[ndarray, " gene"]]
     rates: dict[Codes, Float32[ndarray, " vocabulary_gene"]]
 
     def moments(self, codes: Codes) -> Moments:
-        """Mean and variance of a combination of two or more cells."""
+        """Mean and variance of a combination that has a profile."""
         mean, variance = (kind[codes].astype(np.float64) for kind in (self.means, self.variances))
         return Moments(len(self.rows[codes]), mean, variance)
 
@@ -134,42 +135,31 @@ class TrainCells:
 def fit_space(train: CellTable, n_components: int, seed: int) -> tuple[Space, TrainCells]:
     """Choose the genes, fit the components and bandwidth, and place the training cells.
 
+    Three passes over the cells, a portion at a time: memory holds a portion, the covariance of
+    the genes, and the coordinates of all cells.
+
     Args:
-        train: training cells; all of them are held as log-normalised float32 at once.
+        train: training cells.
         n_components: principal components; fewer if cells or genes are fewer.
         seed: of the cells behind the bandwidth.
     """
-    variance = _log_variance(train.counts)
+    mean, variance = _log_moments(train)
     genes = np.sort(np.argsort(-variance, kind="stable")[:MAX_GENES])
-    log = np.concatenate([log_normalised(block)[:, genes] for block in _blocks(train.counts)])
-    library = train.counts.sum(axis=1, dtype=np.float64).astype(np.float32)
-    mean = log.mean(axis=0, dtype=np.float64).astype(np.float32)
-    components, explained = _components(log - mean, min(n_components, len(log) - 1))
-    pca = (log - mean) @ components
-    some = seeding.generator(seed, "bandwidth_cells").permutation(len(pca))[:N_BANDWIDTH_CELLS]
+    mean = mean[genes].astype(np.float32)
+    covariance = _covariance(train, genes, mean)
+    components, explained = _components(covariance, min(n_components, train.n_cells - 1))
+    known = _place(train, genes, mean, components)
+    order = seeding.generator(seed, "bandwidth_cells").permutation(train.n_cells)
+    some = known.pca[order[:N_BANDWIDTH_CELLS]]
     space = Space(
         genes=genes,
         by_variance=np.argsort(-variance[genes], kind="stable"),
         mean=mean,
         components=components,
         explained=explained,
-        median_squared=max(median_squared_distance(pca[some]), _MIN_SQUARED),
+        median_squared=max(median_squared_distance(some), _MIN_SQUARED),
     )
-    return space, _train_cells(train, Sample(pca, log, library))
-
-
-def _train_cells(train: CellTable, sample: Sample) -> TrainCells:
-    """Profiles of every combination."""
-    assert sample.log is not None, "training cells are made as counts"
-    known = TrainCells(sample, train.rows_by_combination(), {}, {}, {})
-    for codes, rows in known.rows.items():
-        log = sample.log[rows]
-        total = train.counts[rows].sum(axis=0, dtype=np.float64)
-        known.means[codes] = log.mean(axis=0, dtype=np.float64).astype(np.float32)
-        squares = np.square(log - known.means[codes]).sum(axis=0, dtype=np.float64)
-        known.variances[codes] = (squares / max(len(rows) - 1, 1)).astype(np.float32)
-        known.rates[codes] = (total / max(total.sum(), 1.0)).astype(np.float32)
-    return known
+    return space, known
 
 
 def log_normalised(counts: Counts) -> Float32[ndarray, "cell gene"]:
@@ -177,28 +167,32 @@ def log_normalised(counts: Counts) -> Float32[ndarray, "cell gene"]:
     return log_normalise(counts.astype(np.float32, copy=False))
 
 
-def _blocks(counts: Counts) -> list[Counts]:
-    return [counts[i : i + _CELLS_AT_ONCE] for i in range(0, len(counts), _CELLS_AT_ONCE)]
-
-
-def _log_variance(counts: Counts) -> Float64[ndarray, " gene"]:
-    """Variance of log-normalised expression per gene, a block of cells at a time."""
-    total = np.zeros(counts.shape[1])
-    squares = np.zeros(counts.shape[1])
-    for block in _blocks(counts):
-        log = log_normalised(block)
+def _log_moments(train: CellTable) -> tuple[Float64[ndarray, " gene"], Float64[ndarray, " gene"]]:
+    """Mean and variance of log-normalised expression per vocabulary gene."""
+    total = np.zeros(train.counts.shape[1])
+    squares = np.zeros(train.counts.shape[1])
+    for rows in train.portions():
+        log = log_normalised(train.read(rows))
         total += log.sum(axis=0, dtype=np.float64)
         squares += np.square(log).sum(axis=0, dtype=np.float64)
-    mean = total / len(counts)
-    out: ndarray = np.maximum(squares / len(counts) - mean**2, 0.0)
-    return out
+    mean = total / train.n_cells
+    return mean, np.maximum(squares / train.n_cells - mean**2, 0.0)
+
+
+def _covariance(
+    train: CellTable, genes: Int64[ndarray, " gene"], mean: Float32[ndarray, " gene"]
+) -> Float64[ndarray, "gene gene"]:
+    covariance = np.zeros((len(genes), len(genes)))
+    for rows in train.portions():
+        centred = log_normalised(train.read(rows))[:, genes] - mean
+        covariance += centred.T @ centred
+    return covariance / train.n_cells
 
 
 def _components(
-    centred: Float32[ndarray, "cell gene"], n: int
+    covariance: Float64[ndarray, "gene gene"], n: int
 ) -> tuple[Float32[ndarray, "gene component"], float]:
     """Leading eigenvectors of the covariance and the share of variance they hold."""
-    covariance = (centred.T @ centred).astype(np.float64) / len(centred)
     values, vectors = np.linalg.eigh(covariance)
     n = min(n, len(values))
     leading = vectors[:, ::-1][:, :n]
@@ -207,3 +201,52 @@ def _components(
     total = float(np.maximum(values, 0.0).sum())
     explained = float(np.maximum(values[::-1][:n], 0.0).sum()) / total if total > 0 else 0.0
     return np.ascontiguousarray(leading, dtype=np.float32), explained
+
+
+def _place(
+    train: CellTable,
+    genes: Int64[ndarray, " gene"],
+    mean: Float32[ndarray, " gene"],
+    components: Float32[ndarray, "gene component"],
+) -> TrainCells:
+    """Coordinates of all cells, and profiles of their combinations."""
+    pca = np.empty((train.n_cells, components.shape[1]), dtype=np.float32)
+    rows_of = train.rows_by_combination()
+    sums = {
+        c: _Sums.zero(len(genes), train.counts.shape[1])
+        for c in rows_of
+        if len(rows_of[c]) >= MIN_CELLS
+    }
+    for rows in train.portions():
+        counts = train.read(rows)
+        centred = log_normalised(counts)[:, genes] - mean
+        pca[rows] = centred @ components
+        for codes, places in CellTable(counts, train.codes[rows]).rows_by_combination().items():
+            if codes in sums:
+                sums[codes].add(centred[places], counts[places])
+    known = TrainCells(pca, rows_of, {}, {}, {})
+    for codes, found in sums.items():
+        n = len(rows_of[codes])
+        known.means[codes] = (found.log / n + mean).astype(np.float32)
+        squares = np.maximum(found.squares - np.square(found.log) / n, 0.0)
+        known.variances[codes] = (squares / (n - 1)).astype(np.float32)
+        known.rates[codes] = (found.counts / max(found.counts.sum(), 1.0)).astype(np.float32)
+    return known
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over the cells of a combination: log expression off the mean, its square, counts."""
+
+    log: Float64[ndarray, " gene"]
+    squares: Float64[ndarray, " gene"]
+    counts: Float64[ndarray, " vocabulary_gene"]
+
+    @classmethod
+    def zero(cls, n_genes: int, n_vocabulary_genes: int) -> "_Sums":
+        return cls(np.zeros(n_genes), np.zeros(n_genes), np.zeros(n_vocabulary_genes))
+
+    def add(self, centred: Float32[ndarray, "cell gene"], counts: Counts) -> None:
+        self.log[:] += centred.sum(axis=0, dtype=np.float64)
+        self.squares[:] += np.square(centred).sum(axis=0, dtype=np.float64)
+        self.counts[:] += counts.sum(axis=0, dtype=np.float64)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 from numpy import ndarray
 
 from save_dist.core import seeding
@@ -13,7 +13,7 @@ from save_dist.evaluation.case import Case, Reference
 from save_dist.evaluation.combination import CombinationTask
 from save_dist.evaluation.moments import Moments
 from save_dist.evaluation.picture import PictureJob
-from save_dist.evaluation.space import Space, TrainCells
+from save_dist.evaluation.space import MIN_CELLS, Space, TrainCells
 from save_dist.evaluation.tables import CellTable, Codes, Counts
 from save_dist.vocab.conditions import ConditionVocabulary
 
@@ -25,23 +25,46 @@ Rows = Int64[ndarray, " row"]
 
 @dataclass(frozen=True)
 class Real:
-    """Real cells kept from training: seen combinations first, then held-out ones."""
+    """Real cells kept from training: seen combinations first, then held-out ones.
 
-    table: CellTable
+    Args:
+        test: cells of seen combinations.
+        unseen: cells of held-out ones.
+        rows: rows of every combination, those of `unseen` behind those of `test`.
+        held_out: combinations that count as held out.
+    """
+
+    test: CellTable
+    unseen: CellTable
     rows: Mapping[Codes, Rows]
     held_out: frozenset[Codes]
 
     @classmethod
     def of(cls, test: CellTable, held_out: CellTable) -> "Real":
         """Both tables as one; a combination in `held_out` counts as held out."""
-        both = CellTable(
-            np.concatenate([test.counts, held_out.counts]),
-            np.concatenate([test.codes, held_out.codes]),
-        )
-        unseen = frozenset(held_out.rows_by_combination())
-        rows = both.rows_by_combination()
+        rows = test.rows_by_combination()
+        unseen = held_out.rows_by_combination()
+        for codes, behind in unseen.items():
+            here = rows.get(codes, np.empty(0, dtype=np.int64))
+            rows[codes] = np.concatenate([here, behind + test.n_cells])
         order = sorted(rows, key=lambda codes: (codes in unseen, codes))
-        return cls(both, {codes: rows[codes] for codes in order}, unseen)
+        return cls(test, held_out, {codes: rows[codes] for codes in order}, frozenset(unseen))
+
+    def read(self, rows: Rows) -> Counts:
+        """Counts of the cells at `rows`, in their order."""
+        is_unseen = rows >= self.test.n_cells
+        parts = (
+            self.test.read(rows[~is_unseen]),
+            self.unseen.read(rows[is_unseen] - self.test.n_cells),
+        )
+        place = np.argsort(np.argsort(is_unseen, kind="stable"), kind="stable")
+        counts: ndarray = np.concatenate(parts)[place]
+        return counts
+
+    def take(self, rows: Rows) -> CellTable:
+        """The cells at `rows`, in memory."""
+        codes = np.concatenate([self.test.codes, self.unseen.codes])
+        return CellTable(self.read(rows), codes[rows])
 
 
 @dataclass(frozen=True)
@@ -90,7 +113,7 @@ class TaskMaker:
             n = min(len(rows) for rows in sides)
             pairs.append(np.stack([rng.permutation(rows)[:n] for rows in sides]))
         chosen = rng.permutation(np.concatenate(pairs, axis=1), axis=1)[:, : n_cells // 2]
-        real, made = self.real.table.take(chosen[0]), self.generated.take(chosen[1])
+        real, made = self.real.take(chosen[0]), self.generated.take(chosen[1])
         cells = CellTable(
             np.concatenate([real.counts, made.counts]), np.concatenate([real.codes, made.codes])
         )
@@ -100,17 +123,17 @@ class TaskMaker:
     def _case(self, codes: Codes) -> Case:
         held_out = codes in self.real.held_out
         own = self.known.rows.get(codes, np.empty(0, dtype=np.int64))
-        test = self._some(self.real.table, self.real.rows[codes])
+        test = self._some(self.real, self.real.rows[codes], codes)
         pools, shifts, moved_rate = self._carried_over(codes) if held_out else ({}, {}, None)
-        shuffle_pool = test if held_out else self._some(self.train, own)
+        shuffle_pool = test if held_out else self._some(self.train, own, codes)
         return Case(
             condition=self.conditions.decode_one(codes),
             codes=codes,
             identity=self.conditions.identity(codes),
             is_held_out=held_out,
             test=test,
-            generated=self._some(self.generated, self.generated_rows[codes]),
-            shuffle_pool=shuffle_pool if len(shuffle_pool) >= baselines.MIN_CELLS else None,
+            generated=self._some(self.generated, self.generated_rows[codes], codes),
+            shuffle_pool=shuffle_pool if len(shuffle_pool) >= MIN_CELLS else None,
             pools=pools,
             shifts=shifts,
             moved_rate=moved_rate,
@@ -133,41 +156,47 @@ class TaskMaker:
         control = baselines.control_of(codes, baselines.reference_codes(self.conditions))
         pairs = baselines.contexts(codes, control, known) if control is not None else []
         if control is not None and baselines.is_known(control, known):
-            pools[catalogue.CONTROL] = self._some(self.train, known.rows[control])
+            pools[catalogue.CONTROL] = self._some(self.train, known.rows[control], control)
             if pairs:
                 shifts[catalogue.ADDITIVE] = baselines.additive_shift(pairs, known)
                 shifts[catalogue.SIMILARITY] = baselines.similarity_shift(control, pairs, known)
                 rate = baselines.moved_rate(control, pairs, known)
         nearest = baselines.nearest_seen(codes, control, pairs, known)
         if nearest is not None:
-            pools[catalogue.NEAREST] = self._some(self.train, known.rows[nearest])
+            pools[catalogue.NEAREST] = self._some(self.train, known.rows[nearest], nearest)
         return pools, shifts, rate
 
     def _references(self, codes: Codes) -> Iterator[Reference]:
-        """Per column with a reference: means of the reference cells in test and in training."""
-        for i, code in baselines.reference_codes(self.conditions).items():
-            reference = (*codes[:i], code, *codes[i + 1 :])
-            if reference == codes or not baselines.is_known(reference, self.known):
-                continue
-            rows = self.real.rows.get(reference)
-            if rows is None or len(rows) < baselines.MIN_CELLS:
-                continue
-            yield self._reference(i, reference)
+        """Of every column whose reference has cells enough in test and in training."""
+        for column in baselines.reference_codes(self.conditions):
+            if (reference := self._reference(codes, column)) is not None:
+                yield reference
 
-    def _reference(self, column: int, codes: Codes) -> Reference:
-        if codes not in self._test_moments:
-            cells = self.space.read(self._some(self.real.table, self.real.rows[codes]))
+    def reference_offset(self, codes: Codes, column: int) -> Float64[ndarray, " gene"] | None:
+        """Mean profile of real test cells at the reference of a column minus that of training."""
+        reference = self._reference(codes, column)
+        return None if reference is None else reference.test.mean - reference.train.mean
+
+    def _reference(self, codes: Codes, column: int) -> Reference | None:
+        code = baselines.reference_codes(self.conditions)[column]
+        reference = (*codes[:column], code, *codes[column + 1 :])
+        if reference == codes or not baselines.is_known(reference, self.known):
+            return None
+        rows = self.real.rows.get(reference)
+        if rows is None or len(rows) < MIN_CELLS:
+            return None
+        if reference not in self._test_moments:
+            cells = self.space.read(self._some(self.real, rows, reference))
             evenly = np.argsort(np.arange(cells.n_cells) % 2, kind="stable")  # donors in each half
-            self._test_moments[codes] = cells.moments, cells.take(evenly).halves
+            self._test_moments[reference] = cells.moments, cells.take(evenly).halves
         name = self.conditions.columns[column]
-        return Reference(name, *self._test_moments[codes], self.known.moments(codes))
+        return Reference(name, *self._test_moments[reference], self.known.moments(reference))
 
-    def _some(self, table: CellTable, rows: Rows) -> Counts:
-        """Counts of the rows, of a random part of them if they are many."""
+    def _some(self, cells: CellTable | Real, rows: Rows, codes: Codes) -> Counts:
+        """Counts of the rows of a combination, of a random part of them if they are many."""
         most = POOL * self.n_max
         if len(rows) > most:
-            first = int(rows[0])
-            rng = seeding.generator(self.seed, "evaluation_pool", first)
+            identity = self.conditions.identity(codes)
+            rng = seeding.generator(self.seed, "evaluation_pool", identity)
             rows = np.sort(rng.permutation(rows)[:most])
-        counts: ndarray = table.counts[rows]
-        return counts
+        return cells.read(rows)

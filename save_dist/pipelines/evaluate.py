@@ -1,26 +1,28 @@
 """Evaluate: atlas and held-back real cells -> scores, pictures, one page."""
 
 import sys
+from typing import Any
 
 import numpy as np
 
 from save_dist.config.schema import EvaluateJob, PipelineJob
 from save_dist.core.durable import digest, read_json, write_bytes
 from save_dist.core.errors import DataError
+from save_dist.data.lazy import soma_reader
+from save_dist.data.source import SomaSource
 from save_dist.data.splits import HELD_OUT, TEST, TRAIN, CellIndex
-from save_dist.data.subsample import at_most, at_most_per_combination
-from save_dist.evaluation.protocol import CellTable
+from save_dist.data.subsample import sample_combinations, sample_split
+from save_dist.evaluation.protocol import CellTable, Scores
 from save_dist.evaluation.protocol import evaluate as score
 from save_dist.evaluation.report import scores_table, write_report
 from save_dist.pipelines.context import Context, Summary, finished, record
-from save_dist.pipelines.provenance import provenance
+from save_dist.pipelines.provenance import provenance, versions
 from save_dist.pipelines.train import open_vocabulary
-from save_dist.stores.atlas_reader import read_cells
+from save_dist.stores.atlas_reader import choose_cells
 from save_dist.stores.bundle import load_bundle
 from save_dist.stores.vocabulary import RunVocabulary
 from save_dist.tracking.progress import render_table
 from save_dist.tracking.tracker import read_records
-from save_dist.training.latents import dense_cells
 
 TRAIN_CELLS = 20_000
 """Training cells at most that principal components and baselines are fitted on."""
@@ -42,46 +44,78 @@ def evaluate(config: EvaluateJob | PipelineJob, context: Context) -> Summary:
         sys.stdout.write((context.paths.report / TABLE_FILE).read_text())
         return summary
 
-    seed, cap = config.run.seed, DRAWS * config.evaluate.n_max
-    index = vocabulary.index
-    train = _real(vocabulary, at_most(index.where(TRAIN), TRAIN_CELLS, seed))
-    test = _real(vocabulary, at_most_per_combination(index.where(TEST), cap, seed))
-    held_out = _real(vocabulary, at_most_per_combination(index.where(HELD_OUT), cap, seed))
-    counts, codes = read_cells(context.paths.atlas, vocabulary.conditions, cap, seed)
-
-    with context.progress.task("evaluating", None, "jobs") as task:
+    with (
+        SomaSource(vocabulary.store) as source,
+        context.progress.task("evaluating", None, "jobs") as task,
+    ):
         scores = score(
-            train=train,
-            test=test,
-            held_out=held_out,
-            generated=CellTable(counts, codes),
+            **_tables(config, context, vocabulary, source),
             conditions=vocabulary.conditions,
             config=config.evaluate,
             n_workers=config.evaluate.n_workers,
             progress=lambda done, total: task.update(done, total=total),
         )
+        stamp = _stamp(scores, generated, vocabulary, source)
 
-    facts = {
-        "trained": _trained(vocabulary, context),
-        "model": generated["model_hash"],
-        "plan": generated["plan_hash"],
-        "vocabulary": vocabulary.hash,
-        "versions": provenance(context.paths),
-    }
     write_report(
         context.paths.report,
         scores,
         curves=_curves(context),
-        provenance=facts,
+        provenance={
+            "trained": _trained(vocabulary, context),
+            **stamp,
+            "versions": provenance(context.paths),
+        },
         notes=_notes(vocabulary),
     )
     table = render_table(scores_table(scores))
     write_bytes(context.paths.report / TABLE_FILE, table.encode())
     sys.stdout.write(table)
     journal = context.journal.child("evaluate")
+    journal.params({**stamp, "versions": versions()})
     journal.metrics(scores.flat(), step=0)
     journal.artifact(context.paths.report, "report")
     return record(context, "evaluate", key, scores.headline())
+
+
+def _tables(
+    config: EvaluateJob | PipelineJob,
+    context: Context,
+    vocabulary: RunVocabulary,
+    source: SomaSource,
+) -> dict[str, CellTable]:
+    """The four sides of the comparison; their counts are read when they are asked for."""
+    seed, n_genes, conditions = config.run.seed, len(vocabulary.genes), vocabulary.conditions
+    most = DRAWS * config.evaluate.n_max
+    read = soma_reader(source, vocabulary.gene_positions)
+    atlas = choose_cells(context.paths.atlas, conditions, most, seed)
+
+    def real(chosen: CellIndex) -> CellTable:
+        return CellTable.lazy(read, chosen.joinids, chosen.codes, n_genes, np.float32)
+
+    index = vocabulary.index
+    return {
+        "train": real(sample_split(index, TRAIN, TRAIN_CELLS, seed)),
+        "test": real(sample_combinations(index, TEST, conditions, most, seed)),
+        "held_out": real(sample_combinations(index, HELD_OUT, conditions, most, seed)),
+        "generated": CellTable.lazy(atlas.read, atlas.rows, atlas.codes, atlas.n_genes, np.uint16),
+    }
+
+
+def _stamp(
+    scores: Scores, generated: Summary, vocabulary: RunVocabulary, source: SomaSource
+) -> dict[str, Any]:
+    """Without which a number of the report means nothing: protocol, n, seeds, data, model."""
+    return {
+        "protocol": scores.protocol,
+        "n_max": scores.config["n_max"],
+        "seeds": scores.config["seeds"],
+        "store": source.version or f"{vocabulary.store.timestamp} ms",
+        "vocabulary": vocabulary.hash,
+        "atlas": generated["atlas_digest"],
+        "model": generated["model_hash"],
+        "plan": generated["plan_hash"],
+    }
 
 
 def _generated(context: Context) -> Summary:
@@ -93,14 +127,6 @@ def _generated(context: Context) -> Summary:
         )
     summary: Summary = read_json(path)["summary"]
     return summary
-
-
-def _real(vocabulary: RunVocabulary, index: CellIndex) -> CellTable:
-    """Cells of the store over the vocabulary's genes."""
-    counts = np.zeros((index.n_cells, len(vocabulary.genes)), dtype=np.float32)
-    for first, cells in dense_cells(vocabulary.store, index, vocabulary.gene_positions):
-        counts[first : first + cells.library.size] = cells.counts
-    return CellTable(counts, np.asarray(index.codes))
 
 
 def _trained(vocabulary: RunVocabulary, context: Context) -> dict[str, str]:

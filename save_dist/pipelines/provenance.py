@@ -7,7 +7,10 @@ from pathlib import Path
 
 from save_dist.core.paths import RunPaths
 
-PACKAGES = ("save-dist", "torch", "ray", "tiledbsoma", "zarr", "anndata", "mlflow", "numpy", "POT")
+PACKAGES = (
+    "save-dist", "torch", "ray", "tiledbsoma", "zarr", "anndata", "mlflow", "numpy", "scipy",
+    "scikit-learn", "numba", "dask", "POT",
+)  # fmt: skip
 """Packages whose versions decide results."""
 
 

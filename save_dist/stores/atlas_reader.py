@@ -1,22 +1,42 @@
 """Cells of an atlas back as arrays. Opens what any AnnData-Zarr reader opens, nothing private."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import zarr
-from jaxtyping import Int16, UInt16
+from jaxtyping import Int16, Int64, UInt16
 from numpy import ndarray
 
 from save_dist.core.errors import AtlasError
-from save_dist.data.subsample import rows_per_combination
+from save_dist.data.subsample import combination_codes, combination_numbers, sample_rows
 from save_dist.stores.template import MASK
 from save_dist.vocab.conditions import ConditionVocabulary
 
 
-def read_cells(
+class AtlasCells(NamedTuple):
+    """Chosen rows of an atlas; their counts are read when asked for."""
+
+    store: zarr.Group
+    rows: Int64[ndarray, " cell"]
+    """Combination by combination, ascending within one."""
+    codes: Int16[ndarray, "cell field"]
+
+    @property
+    def n_genes(self) -> int:
+        """Columns of the atlas."""
+        return int(self.store["X"].shape[1])
+
+    def read(self, rows: Int64[ndarray, " row"]) -> UInt16[ndarray, "row gene"]:
+        """Counts of rows of the atlas."""
+        counts: ndarray = self.store["X"].oindex[rows, :]
+        return counts
+
+
+def choose_cells(
     path: Path, conditions: ConditionVocabulary, n_cells: int, seed: int
-) -> tuple[UInt16[ndarray, "cell gene"], Int16[ndarray, "cell field"]]:
-    """At most `n_cells` of every condition: counts and condition codes.
+) -> AtlasCells:
+    """At most `n_cells` of every condition.
 
     Raises:
         AtlasError: if there is no atlas at `path`, or it has other conditions or masked ones.
@@ -25,15 +45,20 @@ def read_cells(
         store = zarr.open_group(path, mode="r")
     except FileNotFoundError as e:
         raise AtlasError(f"{path} holds no atlas; generate one first") from e
-    codes = np.stack([_codes(store, path, conditions, c) for c in conditions.columns], axis=1)
-    rows = rows_per_combination(codes, n_cells, seed)
-    counts: ndarray = store["X"].oindex[rows, :]
-    return counts, codes[rows]
+    columns = [_codes(store, path, conditions, column) for column in conditions.columns]
+    n_codes = [len(categories) for categories in conditions.categories]
+
+    def combinations(stretch: slice) -> Int64[ndarray, " cell"]:
+        codes = np.stack([column[stretch] for column in columns], axis=1)
+        return combination_numbers(codes, n_codes)
+
+    rows, numbers = sample_rows(columns[0].shape[0], combinations, n_cells, seed)
+    return AtlasCells(store, rows, combination_codes(numbers, n_codes))
 
 
 def _codes(
     store: zarr.Group, path: Path, conditions: ConditionVocabulary, column: str
-) -> Int16[ndarray, " cell"]:
+) -> zarr.Array:
     found = store[f"obs/{column}"]
     categories = tuple(str(value) for value in found["categories"][:])
     known = conditions.categories[conditions.columns.index(column)]
@@ -47,5 +72,4 @@ def _codes(
             f"obs column {column!r} of {path} has categories {categories[:8]}, expected "
             f"{known[:8]}: the atlas belongs to another model; use the model it was made with"
         )
-    codes: ndarray = found["codes"][:].astype(np.int16)
-    return codes
+    return found["codes"]

@@ -25,6 +25,11 @@ def inflated_variance(world, real):
     return world.table(COMBINATIONS, N, seed=5, inverse_dispersion=0.5)
 
 
+def constant_offset(world, real, offset=2):
+    table = world.table(COMBINATIONS, N, seed=4)
+    return CellTable((table.counts + offset).astype(np.uint16), table.codes)
+
+
 def memorised(world, real):
     train = real["train"]
     rows = train.rows_by_combination()
@@ -84,6 +89,17 @@ def test_perfect_generator_passes_everything(perfect):
 
 
 CAUGHT = [
+    pytest.param(
+        constant_offset,
+        {
+            "zero_difference": lambda v: v < -0.2,
+            "library_ratio": lambda v: v > 1.3,
+            "variance_ratio": lambda v: v < 0.5,
+            "precision": lambda v: v < 0.5,
+        },
+        {"change_pcc:condition": lambda v: v > 0.85},
+        id="constant offset",
+    ),
     pytest.param(
         shuffled_labels,
         {
@@ -151,6 +167,22 @@ def test_bad_generator_is_caught(make, catches, blind, world, real, score):
     found = {name: average(scores, name) for name in (*catches, *blind)}
     assert {name for name, caught in catches.items() if not caught(found[name])} == set(), found
     assert {name for name, fine in blind.items() if not fine(found[name])} == set(), found
+
+
+@pytest.mark.parametrize("distance", ["energy", "mmd2", "w1", "w2"])
+def test_every_distance_rises_with_an_offset_of_one_side(distance, offset_scores):
+    raw = [s.seen.metrics["generated"][distance].mean for s in offset_scores]
+    assert np.all(np.diff(raw) > 0)
+    score = [s.seen.normalised["generated"][distance].mean for s in offset_scores]
+    assert np.all(np.diff(score) > 0)
+    floors = {s.seen.metrics["floor"][distance].mean for s in offset_scores}
+    assert len(floors) == 1
+
+
+@pytest.fixture(scope="module")
+def offset_scores(world, real, score, perfect):
+    """Scores of the same cells with 0, 1 and 4 more counts of every gene."""
+    return [perfect, *(score(constant_offset(world, real, k)) for k in (1, 4))]
 
 
 def test_memorised_cells_score_like_new_ones(world, real, score):

@@ -11,7 +11,7 @@ def known(means, n_cells=20, rates=None):
     empty = np.empty((0, 1), dtype=np.float32)
     sizes = n_cells if isinstance(n_cells, dict) else dict.fromkeys(means, n_cells)
     return TrainCells(
-        sample=Sample(empty, None, None),
+        pca=empty,
         rows={codes: np.arange(n) for codes, n in sizes.items()},
         means={codes: np.array(mean, dtype=np.float32) for codes, mean in means.items()},
         variances={codes: np.ones(len(mean), dtype=np.float32) for codes, mean in means.items()},

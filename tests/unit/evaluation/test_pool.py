@@ -27,7 +27,8 @@ class Die:
 @pytest.fixture
 def shared(real):
     space, known = fit_space(real["train"], 2, seed=0)
-    return Shared(space, known.sample, known.sample.pca, (), n_max=100, seeds=(0,))
+    marginal = space.read(real["train"].counts)
+    return Shared(space, marginal, known.pca, (), n_max=100, seeds=(0,))
 
 
 def test_jobs_in_this_process_run_in_order_and_lazily(shared):
