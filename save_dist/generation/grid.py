@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,26 +17,18 @@ from save_dist.config.load import resolved
 from save_dist.config.schema import GridConfig, OutputConfig
 from save_dist.core.durable import digest
 from save_dist.core.errors import AtlasError, ConfigError, listed
-from save_dist.generation.amounts import Amounts, count_cells
+from save_dist.generation.amounts import count_cells
 from save_dist.generation.combinations import Combinations, resolve
 from save_dist.generation.routes import Routes, check_composable
+from save_dist.generation.rows import Segment, Stretch, segments_of
 from save_dist.stores.facts import ModelFacts
 from save_dist.stores.template import MASK, RESERVED_COLUMNS, AtlasLayout
 from save_dist.vocab.conditions import ConditionVocabulary
-from save_dist.vocab.transports import Codes
 
 FORMAT = 3
 """Version of how a plan becomes cells; raised when the same plan would give other numbers."""
 BYTES_PER_VALUE = 0.1
 """Compressed bytes per cell and gene, as measured on sparse counts; for estimates."""
-
-
-class Segment(NamedTuple):
-    """Neighbouring cells of one condition: its codes, and indices within the condition."""
-
-    codes: Codes
-    first: int
-    n_cells: int
 
 
 @dataclass(frozen=True)
@@ -73,9 +65,13 @@ class GridPlan:
     """Settled: it holds no file, and no number that follows from the training cells."""
     output: OutputConfig
     model: ModelFacts
-    conditions: Combinations
-    amounts: Amounts
+    stretches: tuple[Stretch, ...]
     routes: Routes
+
+    @property
+    def conditions(self) -> Combinations:
+        """Conditions of the grid, numbered."""
+        return self.stretches[-1].conditions
 
     @property
     def n_conditions(self) -> int:
@@ -85,7 +81,7 @@ class GridPlan:
     @property
     def n_cells(self) -> int:
         """Rows of the atlas."""
-        return self.amounts.n_cells
+        return self.stretches[-1].stop
 
     @property
     def n_parts(self) -> int:
@@ -112,16 +108,10 @@ class GridPlan:
     def part(self, index: int) -> Part:
         """Rows of one part, cut where the condition changes."""
         assert 0 <= index < self.n_parts, (index, self.n_parts)
-        size, amounts = self.output.cells_per_part, self.amounts
-        start = index * size
-        stop = min(start + size, self.n_cells)
-        numbers = np.arange(amounts.at(start), amounts.at(stop - 1) + 1, dtype=np.int64)
-        begins = amounts.ends(numbers) - amounts.of(numbers)
-        first = np.maximum(start - begins, 0)
-        last = np.minimum(stop - begins, amounts.of(numbers))
-        rows = (tuple(row) for row in self.conditions.codes(numbers).tolist())
-        segments = zip(rows, first.tolist(), (last - first).tolist(), strict=True)
-        return Part(index, start, stop - start, tuple(itertools.starmap(Segment, segments)))
+        start = index * self.output.cells_per_part
+        stop = min(start + self.output.cells_per_part, self.n_cells)
+        segments = segments_of(self.stretches, start, stop)
+        return Part(index, start, stop - start, tuple(segments))
 
     def n_cells_in(self, parts: Iterable[int]) -> int:
         """Cells of these parts together."""
@@ -231,15 +221,24 @@ def plan_grid(grid: GridConfig, output: OutputConfig, model: ModelFacts) -> Grid
             with a model that has no transport, or a column that an atlas cannot hold.
     """
     _check_columns(grid, model.conditions)
-    conditions, amounts = count_cells(grid, resolve(grid, model.conditions), model.conditions)
+    stretches = stretches_of(grid, model.conditions)
     if grid.unseen == "compose":
         check_composable(model.transport_columns, "grid.unseen=compose")
     columns = model.transport_columns if grid.unseen == "compose" else ()
     routes = Routes(model.conditions, model.support, columns, grid.compose.min_support)
-    plan = GridPlan(grid, output, model, conditions, amounts, routes)
+    plan = GridPlan(grid, output, model, stretches, routes)
     if grid.unseen == "refuse":
         _refuse_unseen(plan)
     return plan
+
+
+def stretches_of(grid: GridConfig, vocabulary: ConditionVocabulary) -> tuple[Stretch, ...]:
+    """Which conditions stand where.
+
+    Raises:
+        ConfigError: for a grid that cannot be resolved against these conditions.
+    """
+    return (Stretch(0, *count_cells(grid, resolve(grid, vocabulary), vocabulary)),)
 
 
 def _check_columns(grid: GridConfig, vocabulary: ConditionVocabulary) -> None:
