@@ -52,7 +52,7 @@ class PartWorker:
         except AtlasError as e:
             logger.info("event=part_begun part=%d because=%r", part, str(e))
         start_s = time.perf_counter()
-        columns, n_evaluations = self.sample(self._plan.part(part))
+        columns, n_evaluations = self.sample(part)
         return write_part(
             self._atlas,
             self._record,
@@ -62,9 +62,9 @@ class PartWorker:
             start_s=start_s,
         )
 
-    def sample(self, part: Part) -> tuple[PartColumns, int]:
+    def sample(self, part: int) -> tuple[PartColumns, int]:
         """Cells of a part, and how often the velocity field was evaluated for them."""
-        return sample_part(self._bundle, self._plan, part, self._composer)
+        return sample_part(self._bundle, self._plan, self._plan.part(part), self._composer)
 
 
 def sample_part(

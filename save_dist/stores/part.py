@@ -93,35 +93,9 @@ def write_part(
     return receipt
 
 
-def _fill(
-    path: Path, record: AtlasRecord, part: int, columns: PartColumns
-) -> dict[str, tuple[str, int]]:
-    """Put the files of a part in place, whatever stands there; their sha256 and lengths.
-
-    They are written aside and renamed, so that two writers of one part never see each other, and
-    since zarr 3.1 would read an old shard before replacing it and fail on a torn one.
-    """
-    start, stop = record.rows(part)
-    names = record.files(part)
-    with tempfile.TemporaryDirectory(".part", f".{part:06d}.", receipts_folder(path)) as folder:
-        aside = Path(folder)
-        for name, values in _values(record, part, columns):
-            (aside / name).mkdir(parents=True)
-            shutil.copyfile(path / name / "zarr.json", aside / name / "zarr.json")
-            array = zarr.open_array(aside / name, mode="r+").with_config(CONFIG)
-            if name == "X":
-                _check_x(array, path, record)
-            array[start:stop] = values
-        sync(aside / name for name in names)
-        facts = file_facts(aside, names)
-        for name in names:
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (aside / name).replace(path / name)
-    sync({(path / name).parent for name in names})
-    return facts
-
-
-def _values(record: AtlasRecord, part: int, columns: PartColumns) -> Iterator[tuple[str, ndarray]]:
+def part_values(
+    record: AtlasRecord, part: int, columns: PartColumns
+) -> Iterator[tuple[str, ndarray]]:
     """Values of the part for every array, in the order of the record."""
     start, stop = record.rows(part)
     known = {
@@ -137,6 +111,34 @@ def _values(record: AtlasRecord, part: int, columns: PartColumns) -> Iterator[tu
     fields = iter(columns.codes.T)
     for name in record.arrays:
         yield name, known[name] if name in known else next(fields)
+
+
+def _fill(
+    path: Path, record: AtlasRecord, part: int, columns: PartColumns
+) -> dict[str, tuple[str, int]]:
+    """Put the files of a part in place, whatever stands there; their sha256 and lengths.
+
+    They are written aside and renamed, so that two writers of one part never see each other, and
+    since zarr 3.1 would read an old shard before replacing it and fail on a torn one.
+    """
+    start, stop = record.rows(part)
+    names = record.files(part)
+    with tempfile.TemporaryDirectory(".part", f".{part:06d}.", receipts_folder(path)) as folder:
+        aside = Path(folder)
+        for name, values in part_values(record, part, columns):
+            (aside / name).mkdir(parents=True)
+            shutil.copyfile(path / name / "zarr.json", aside / name / "zarr.json")
+            array = zarr.open_array(aside / name, mode="r+").with_config(CONFIG)
+            if name == "X":
+                _check_x(array, path, record)
+            array[start:stop] = values
+        sync(aside / name for name in names)
+        facts = file_facts(aside, names)
+        for name in names:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (aside / name).replace(path / name)
+    sync({(path / name).parent for name in names})
+    return facts
 
 
 def _n_saturated(counts: UInt16[ndarray, "cell gene"]) -> int:
