@@ -5,6 +5,7 @@ what is then read are the chunks that hold them. Where the store stands is zarr'
 URL, or one of its store objects.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -22,8 +23,7 @@ from numpy import ndarray
 from save_dist.config.schema import GridConfig
 from save_dist.core.errors import AtlasError, ConfigError, listed
 from save_dist.generation.combinations import matching
-from save_dist.generation.grid import stretches_of
-from save_dist.generation.rows import Segment, ranges_of, segments_of
+from save_dist.generation.rows import RowMap, Segment, rows_of
 from save_dist.stores.template import COMPLETE, OWN_COLUMNS, PLAN
 from save_dist.vocab.conditions import ConditionVocabulary
 
@@ -86,7 +86,7 @@ class Atlas:
     @cached_property
     def conditions(self) -> ConditionVocabulary:
         """Condition columns and their values, MASK not among them."""
-        order, masked = self._group["obs"].attrs["column-order"], self._grid.masked
+        order, masked = self._group["obs"].attrs["column-order"], self._grids[-1].masked
         columns = [column for column in order if column not in OWN_COLUMNS]
         known = {column: self._categories(column) for column in columns}
         shown = (tuple(known[c][:-1] if c in masked else known[c]) for c in columns)
@@ -131,19 +131,19 @@ class Atlas:
                 f"{listed(known.columns)}"
             )
         named = {c: [v] if isinstance(v, str) else list(v) for c, v in values.items()}
-        return ranges_of(self._stretches, matching(named, known, "select", self._grid.masked))
+        return self._rows.ranges(matching(named, known, "select", self._grids[-1].masked))
 
     def segments(self, start: int, stop: int) -> list[Segment]:
         """What the plan puts in rows [start, stop), condition by condition."""
-        return segments_of(self._stretches, start, stop)
+        return list(itertools.chain.from_iterable(self._rows.runs(start, stop)))
 
     @cached_property
-    def _grid(self) -> GridConfig:
-        return GridConfig.model_validate(self.plan["grid"])
+    def _grids(self) -> list[GridConfig]:
+        return [GridConfig.model_validate(grid) for grid in self.plan["grids"]]
 
     @cached_property
-    def _stretches(self) -> Any:
-        return stretches_of(self._grid, self.conditions)
+    def _rows(self) -> RowMap:
+        return rows_of(self._grids, self.conditions)
 
     def _table(self, ranges: Int64[ndarray, "range 2"]) -> anndata.AnnData:
         elements = anndata.io.read_elem(self._group["uns"])

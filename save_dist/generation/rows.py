@@ -9,8 +9,18 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from save_dist.generation.amounts import Amounts
-from save_dist.generation.combinations import Combinations, Product, numbers_within
+from save_dist.config.schema import GridConfig
+from save_dist.core.errors import ConfigError
+from save_dist.generation.amounts import Amounts, Uneven, count_cells
+from save_dist.generation.combinations import (
+    Combinations,
+    Listed,
+    Product,
+    listing,
+    numbers_within,
+    resolve,
+)
+from save_dist.vocab.conditions import ConditionVocabulary
 from save_dist.vocab.transports import Codes
 
 
@@ -29,6 +39,8 @@ class Stretch:
     start: int
     conditions: Combinations
     amounts: Amounts
+    first: Int64[ndarray, " condition"] | None = None
+    """Index of the first of these cells within each condition; None: all begin with their own."""
 
     @property
     def stop(self) -> int:
@@ -43,8 +55,9 @@ class Stretch:
         begins = amounts.ends(numbers) - amounts.of(numbers)
         first = np.maximum(start - begins, 0)
         last = np.minimum(stop - begins, amounts.of(numbers))
+        index = first if self.first is None else first + self.first[numbers]
         rows = (tuple(row) for row in self.conditions.codes(numbers).tolist())
-        parts = zip(rows, first.tolist(), (last - first).tolist(), strict=True)
+        parts = zip(rows, index.tolist(), (last - first).tolist(), strict=True)
         return list(starmap(Segment, parts))
 
     def ranges(self, wanted: Product) -> Int64[ndarray, "run 2"]:
@@ -54,19 +67,70 @@ class Stretch:
         return merged(np.stack([ends - self.amounts.of(numbers), ends], axis=1))
 
 
-def segments_of(stretches: Sequence[Stretch], start: int, stop: int) -> list[Segment]:
-    """Rows [start, stop) of an atlas, cut where the condition changes."""
-    found = []
-    for stretch in stretches:
-        first, last = max(start, stretch.start), min(stop, stretch.stop)
-        if first < last:
-            found += stretch.segments(first, last)
-    return found
+@dataclass(frozen=True)
+class RowMap:
+    """All rows of an atlas: stretch after stretch, without gaps."""
+
+    stretches: tuple[Stretch, ...]
+    conditions: Combinations
+    """Every condition that has cells."""
+
+    @property
+    def n_cells(self) -> int:
+        """Rows."""
+        return self.stretches[-1].stop
+
+    def runs(self, start: int, stop: int) -> list[list[Segment]]:
+        """Rows [start, stop): a run per stretch, cut where the condition changes."""
+        ends = [(max(start, s.start), min(stop, s.stop), s) for s in self.stretches]
+        return [stretch.segments(a, b) for a, b, stretch in ends if a < b]
+
+    def ranges(self, wanted: Product) -> Int64[ndarray, "run 2"]:
+        """Runs of rows with the wanted conditions, ascending."""
+        return merged(np.concatenate([stretch.ranges(wanted) for stretch in self.stretches]))
 
 
-def ranges_of(stretches: Sequence[Stretch], wanted: Product) -> Int64[ndarray, "range 2"]:
-    """Runs of rows with the wanted conditions, ascending."""
-    return merged(np.concatenate([stretch.ranges(wanted) for stretch in stretches]))
+def rows_of(grids: Sequence[GridConfig], vocabulary: ConditionVocabulary) -> RowMap:
+    """Rows of the cells of a grid, and of what each later grid asks for in addition.
+
+    Args:
+        grids: settled, at least one.
+        vocabulary: columns and values there are.
+
+    Raises:
+        ConfigError: for a grid that cannot be resolved against these conditions, or one that
+            asks for less than the one before it.
+    """
+    before = count_cells(grids[0], resolve(grids[0], vocabulary), vocabulary)
+    stretches = [Stretch(0, *before)]
+    for grid in grids[1:]:
+        after = count_cells(grid, resolve(grid, vocabulary), vocabulary)
+        stretches.append(_added(stretches[-1].stop, before, after, vocabulary))
+        before = after
+    return RowMap(tuple(stretches), before[0])
+
+
+def _added(
+    start: int,
+    before: tuple[Combinations, Amounts],
+    after: tuple[Combinations, Amounts],
+    vocabulary: ConditionVocabulary,
+) -> Stretch:
+    """What the later of two requests adds."""
+    rows, old = listing(after[0]).rows, listing(before[0]).rows
+    if (is_gone := after[0].find(old) < 0).any():
+        name = vocabulary.decode_one(old[is_gone][0].tolist())
+        raise ConfigError(f"{is_gone.sum()} conditions are no longer asked for, e.g. {name}")
+    numbers = before[0].find(rows)
+    had = np.where(numbers < 0, 0, before[1].of(np.maximum(numbers, 0)))
+    gain = after[1].of(np.arange(len(rows), dtype=np.int64)) - had
+    if (is_less := gain < 0).any():
+        name = vocabulary.decode_one(rows[is_less][0].tolist())
+        raise ConfigError(
+            f"{is_less.sum()} conditions ask for fewer cells than before, e.g. {name}"
+        )
+    is_more = gain > 0
+    return Stretch(start, Listed(rows[is_more]), Uneven(gain[is_more]), had[is_more])
 
 
 def merged(ranges: Int64[ndarray, "range 2"]) -> Int64[ndarray, "run 2"]:

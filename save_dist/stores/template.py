@@ -54,6 +54,8 @@ class AtlasLayout:
     """Ways in which cells of this plan come about."""
     about: Mapping[str, Any]
     """Goes to uns/save_dist: guidance, solver, origin of labels. Numbers, text, lists, dicts."""
+    history: tuple[tuple[int, str], ...] = ()
+    """Rows and hash of every plan that this one extends, in their order."""
 
 
 def lay_out(store: Path, layout: AtlasLayout, versions: Mapping[str, str]) -> tuple[str, ...]:

@@ -40,7 +40,9 @@ def named(found):
 def cells(found):
     """Cells per condition, by name."""
     numbers = np.arange(found.n_conditions, dtype=np.int64)
-    return dict(zip(named(found), found.stretches[0].amounts.of(numbers).tolist(), strict=True))
+    return dict(
+        zip(named(found), found.rows.stretches[0].amounts.of(numbers).tolist(), strict=True)
+    )
 
 
 # ---------------------------------------------------------------- values
@@ -121,8 +123,8 @@ def test_the_last_entry_that_matches_counts():
 
 
 def test_a_constant_stays_arithmetic():
-    assert isinstance(plan(cells_per_condition=4).stretches[0].amounts, Even)
-    assert isinstance(plan(cells_per_condition=ENTRIES).stretches[0].amounts, Uneven)
+    assert isinstance(plan(cells_per_condition=4).rows.stretches[0].amounts, Even)
+    assert isinstance(plan(cells_per_condition=ENTRIES).rows.stretches[0].amounts, Uneven)
 
 
 TABLE = "condition,cell_type,n\nstim,T,7\nctrl,B,3\nstim,B,3\nctrl,NK,5\nstim,NK,5\nctrl,T,3\n"
