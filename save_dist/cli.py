@@ -169,9 +169,16 @@ def sync(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 def verify(
     atlas: Annotated[Path, typer.Argument(help="RUN/atlas.zarr")],
     mend: Annotated[bool, typer.Option(help="Make bad parts missing for `generate`.")] = False,
+    resample: Annotated[int, typer.Option(help="Parts to sample again and compare.")] = 0,
+    model: Annotated[
+        Path | None, typer.Option(help="Model to sample with; default: `model` beside the atlas.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed chooses other parts.")] = 0,
 ) -> None:
-    """Exit code 4 if a part is missing or altered."""
-    raise typer.Exit(_ending(partial(verbs.verify, atlas, mend=mend), {"verb": "verify"}))
+    """Exit code 4 if a part is missing or altered, or comes out otherwise."""
+    resampling = verbs.Resampling(resample, model, seed)
+    work = partial(verbs.verify, atlas, mend=mend, resampling=resampling)
+    raise typer.Exit(_ending(work, {"verb": "verify"}))
 
 
 @app.command(help="Run a job on a Ray cluster: start it, or join the same one if it runs.")

@@ -61,7 +61,7 @@ class Uneven:
     @property
     def n_cells(self) -> int:
         """Cells of all conditions."""
-        return int(self._ends[-1])
+        return int(self._ends[-1]) if self.cells.size else 0
 
     def at(self, row: int) -> int:
         """Number of the condition that a row belongs to."""

@@ -152,7 +152,7 @@ def matching(
             f"{where} names {hidden[0]!r}, which grid.masked leaves without a value; take it out "
             "of one of them"
         )
-    choices = []
+    choices: list[tuple[int, ...]] = []
     for column, known in zip(vocabulary.columns, vocabulary.categories, strict=True):
         if column in masked:
             choices.append((len(known),))
@@ -175,6 +175,19 @@ def rows_within(
     inside = [np.isin(rows[:, i], codes) for i, codes in enumerate(pattern.choices)]
     found: ndarray = np.logical_and.reduce(inside)
     return found
+
+
+def numbers_within(conditions: Combinations, wanted: Product) -> Int64[ndarray, " condition"]:
+    """Numbers, ascending, of the conditions that a product holds."""
+    if isinstance(conditions, Listed):
+        return np.flatnonzero(rows_within(conditions.rows, wanted))
+    places = [
+        np.flatnonzero(np.isin(own, asked))
+        for own, asked in zip(conditions.choices, wanted.choices, strict=True)
+    ]
+    shape = [len(codes) for codes in conditions.choices]
+    found: ndarray = np.ravel_multi_index(np.ix_(*places), shape).ravel()
+    return found.astype(np.int64)
 
 
 def positions_in(

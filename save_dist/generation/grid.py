@@ -3,13 +3,14 @@
 Rows of the atlas run condition by condition, in the order of their codes. Part p is rows
 [p * cells_per_part, (p + 1) * cells_per_part), so where a cell lies follows from its row: by
 division if all conditions have the same number of cells, by a search in cumulative sums if not.
+An atlas grows by further grids, whose additional cells stand behind those that are there.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,26 +18,17 @@ from save_dist.config.load import resolved
 from save_dist.config.schema import GridConfig, OutputConfig
 from save_dist.core.durable import digest
 from save_dist.core.errors import AtlasError, ConfigError, listed
-from save_dist.generation.amounts import Amounts, count_cells
-from save_dist.generation.combinations import Combinations, resolve
+from save_dist.generation.combinations import Combinations
 from save_dist.generation.routes import Routes, check_composable
+from save_dist.generation.rows import RowMap, Segment, rows_of
 from save_dist.stores.facts import ModelFacts
 from save_dist.stores.template import MASK, RESERVED_COLUMNS, AtlasLayout
 from save_dist.vocab.conditions import ConditionVocabulary
-from save_dist.vocab.transports import Codes
 
 FORMAT = 3
 """Version of how a plan becomes cells; raised when the same plan would give other numbers."""
 BYTES_PER_VALUE = 0.1
 """Compressed bytes per cell and gene, as measured on sparse counts; for estimates."""
-
-
-class Segment(NamedTuple):
-    """Neighbouring cells of one condition: its codes, and indices within the condition."""
-
-    codes: Codes
-    first: int
-    n_cells: int
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,13 @@ class Part:
     index: int
     start: int
     n_cells: int
-    segments: tuple[Segment, ...]
+    runs: tuple[tuple[Segment, ...], ...]
+    """Segments, a run for each stretch; minibatches end where a run ends."""
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All segments in the order of their rows."""
+        return tuple(itertools.chain.from_iterable(self.runs))
 
 
 @dataclass(frozen=True)
@@ -69,13 +67,23 @@ class GridSummary:
 class GridPlan:
     """Which cell stands in which row; every question costs O(1), or O(cells asked about)."""
 
-    grid: GridConfig
-    """Settled: it holds no file, and no number that follows from the training cells."""
+    grids: tuple[GridConfig, ...]
+    """Settled: they hold no file, and no number that follows from the training cells. Each asks
+    for at least what the one before it asks for."""
     output: OutputConfig
     model: ModelFacts
-    conditions: Combinations
-    amounts: Amounts
+    rows: RowMap
     routes: Routes
+
+    @property
+    def grid(self) -> GridConfig:
+        """The latest grid; the others differ from it in conditions and numbers of cells alone."""
+        return self.grids[-1]
+
+    @property
+    def conditions(self) -> Combinations:
+        """Conditions of the grid, numbered."""
+        return self.rows.conditions
 
     @property
     def n_conditions(self) -> int:
@@ -85,7 +93,7 @@ class GridPlan:
     @property
     def n_cells(self) -> int:
         """Rows of the atlas."""
-        return self.amounts.n_cells
+        return self.rows.n_cells
 
     @property
     def n_parts(self) -> int:
@@ -94,17 +102,24 @@ class GridPlan:
 
     @cached_property
     def hash(self) -> str:
-        """Identity of every cell of the atlas and of its place.
+        """Identity of every cell of the atlas and of its place."""
+        return self._hash(len(self.grids))
 
-        Vocabulary and grid fix the ordered conditions, so these are not listed.
-        """
+    @property
+    def history(self) -> tuple[tuple[int, str], ...]:
+        """Rows and hash of the plan before each later grid was added."""
+        stretches = self.rows.stretches
+        return tuple((stretches[i - 1].stop, self._hash(i)) for i in range(1, len(stretches)))
+
+    def _hash(self, n_grids: int) -> str:
+        """Vocabulary and grids fix the ordered conditions, so these are not listed."""
         return digest(
             {
                 "format": FORMAT,
                 "model": self.model.hash,
                 "vocabulary": self.model.conditions.hash,
                 "routes": list(self.routes.names),
-                "grid": resolved(self.grid),
+                "grids": [resolved(grid) for grid in self.grids[:n_grids]],
                 "output": resolved(self.output),
             }
         )
@@ -112,16 +127,10 @@ class GridPlan:
     def part(self, index: int) -> Part:
         """Rows of one part, cut where the condition changes."""
         assert 0 <= index < self.n_parts, (index, self.n_parts)
-        size, amounts = self.output.cells_per_part, self.amounts
-        start = index * size
-        stop = min(start + size, self.n_cells)
-        numbers = np.arange(amounts.at(start), amounts.at(stop - 1) + 1, dtype=np.int64)
-        begins = amounts.ends(numbers) - amounts.of(numbers)
-        first = np.maximum(start - begins, 0)
-        last = np.minimum(stop - begins, amounts.of(numbers))
-        rows = (tuple(row) for row in self.conditions.codes(numbers).tolist())
-        segments = zip(rows, first.tolist(), (last - first).tolist(), strict=True)
-        return Part(index, start, stop - start, tuple(itertools.starmap(Segment, segments)))
+        start = index * self.output.cells_per_part
+        stop = min(start + self.output.cells_per_part, self.n_cells)
+        runs = tuple(tuple(run) for run in self.rows.runs(start, stop))
+        return Part(index, start, stop - start, runs)
 
     def n_cells_in(self, parts: Iterable[int]) -> int:
         """Cells of these parts together."""
@@ -139,6 +148,7 @@ class GridPlan:
             plan_hash=self.hash,
             model_hash=self.model.hash,
             plan=self.to_json(),
+            history=self.history,
             routes=self.routes.names,
             about={
                 "guidance": resolved(self.grid.guidance),
@@ -182,7 +192,7 @@ class GridPlan:
             "format": FORMAT,
             "hash": self.hash,
             "model_hash": self.model.hash,
-            "grid": resolved(self.grid),
+            "grids": [resolved(grid) for grid in self.grids],
             "output": resolved(self.output),
         }
 
@@ -193,8 +203,8 @@ class GridPlan:
         Raises:
             AtlasError: if the outcome has another hash, as under another model or version.
         """
-        grid = GridConfig.model_validate(value["grid"])
-        plan = plan_grid(grid, OutputConfig.model_validate(value["output"]), model)
+        grids = [GridConfig.model_validate(grid) for grid in value["grids"]]
+        plan = plan_grids(grids, OutputConfig.model_validate(value["output"]), model)
         if plan.hash != value["hash"]:
             raise AtlasError(
                 f"the recorded plan has hash {value['hash']} (format {value['format']}), planned "
@@ -218,25 +228,32 @@ class GridPlan:
 
 
 def plan_grid(grid: GridConfig, output: OutputConfig, model: ModelFacts) -> GridPlan:
-    """Resolve a settled grid (see `tables.settle`) against a model's conditions.
+    """The plan of one grid; see `plan_grids`."""
+    return plan_grids([grid], output, model)
+
+
+def plan_grids(grids: Sequence[GridConfig], output: OutputConfig, model: ModelFacts) -> GridPlan:
+    """Resolve settled grids (see `tables.settle`) against a model's conditions.
 
     Args:
-        grid: product, include, exclude, cells per condition.
+        grids: product, include, exclude, cells per condition; each adds to the one before it.
         output: cells per part.
         model: conditions it knows, training cells, transports.
 
     Raises:
         ConfigError: for an unknown column or value, an empty grid, one too large, a condition
             without a number of cells, an unseen combination where these are refused, composing
-            with a model that has no transport, or a column that an atlas cannot hold.
+            with a model that has no transport, a column that an atlas cannot hold, or a grid that
+            asks for less than the one before it.
     """
+    grid = grids[-1]
     _check_columns(grid, model.conditions)
-    conditions, amounts = count_cells(grid, resolve(grid, model.conditions), model.conditions)
+    rows = rows_of(grids, model.conditions)
     if grid.unseen == "compose":
         check_composable(model.transport_columns, "grid.unseen=compose")
     columns = model.transport_columns if grid.unseen == "compose" else ()
     routes = Routes(model.conditions, model.support, columns, grid.compose.min_support)
-    plan = GridPlan(grid, output, model, conditions, amounts, routes)
+    plan = GridPlan(tuple(grids), output, model, rows, routes)
     if grid.unseen == "refuse":
         _refuse_unseen(plan)
     return plan

@@ -5,6 +5,7 @@ A worker knows the model and the atlas, and nothing of other workers.
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from save_dist.core.errors import AtlasError
 from save_dist.generation.compose import Composer
 from save_dist.generation.grid import GridPlan, Part
+from save_dist.generation.rows import Segment
 from save_dist.generation.sampler import cell_seeds, sample_cells
 from save_dist.stores.bundle import ModelBundle, load_bundle
 from save_dist.stores.part import PartColumns, write_part
@@ -52,7 +54,7 @@ class PartWorker:
         except AtlasError as e:
             logger.info("event=part_begun part=%d because=%r", part, str(e))
         start_s = time.perf_counter()
-        columns, n_evaluations = self.sample(self._plan.part(part))
+        columns, n_evaluations = self.sample(part)
         return write_part(
             self._atlas,
             self._record,
@@ -62,9 +64,9 @@ class PartWorker:
             start_s=start_s,
         )
 
-    def sample(self, part: Part) -> tuple[PartColumns, int]:
+    def sample(self, part: int) -> tuple[PartColumns, int]:
         """Cells of a part, and how often the velocity field was evaluated for them."""
-        return sample_part(self._bundle, self._plan, part, self._composer)
+        return sample_part(self._bundle, self._plan, self._plan.part(part), self._composer)
 
 
 def sample_part(
@@ -78,14 +80,21 @@ def sample_part(
         part: one of its parts.
         composer: what `composer_of` gives for bundle and plan.
     """
+    runs = [_sample_run(bundle, plan, run, composer) for run in part.runs]
+    return PartColumns.joined([columns for columns, _ in runs]), sum(n for _, n in runs)
+
+
+def _sample_run(
+    bundle: ModelBundle, plan: GridPlan, run: Sequence[Segment], composer: Composer | None
+) -> tuple[PartColumns, int]:
     seeds = [
         cell_seeds(bundle, s.codes, np.arange(s.first, s.first + s.n_cells), plan.grid.seed)
-        for s in part.segments
+        for s in run
     ]
-    routes = [plan.routes.of(segment.codes) for segment in part.segments]
-    support = [plan.routes.n_train_cells(segment.codes) for segment in part.segments]
-    sizes = [segment.n_cells for segment in part.segments]
-    rows = np.array([segment.codes for segment in part.segments], np.int16)
+    routes = [plan.routes.of(segment.codes) for segment in run]
+    support = [plan.routes.n_train_cells(segment.codes) for segment in run]
+    sizes = [segment.n_cells for segment in run]
+    rows = np.array([segment.codes for segment in run], np.int16)
     codes, cell_seed = np.repeat(rows, sizes, axis=0), np.concatenate(seeds)
     cells = sample_cells(
         bundle,

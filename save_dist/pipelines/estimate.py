@@ -1,8 +1,6 @@
 """How long an atlas will take: measured, on its own finished parts or on one minibatch."""
 
-import itertools
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from save_dist.core.paths import RunPaths
 from save_dist.generation.grid import GridPlan, Part
 from save_dist.generation.worker import composer_of, sample_part
 from save_dist.stores.bundle import load_bundle
-from save_dist.stores.receipts import Receipt, missing_parts, read_receipt, read_record
+from save_dist.stores.receipts import missing_parts, read_receipt, read_record
 
 N_RECEIPTS = 64
 """Receipts at most that a pace is taken from."""
@@ -42,10 +40,12 @@ def estimate(plan: GridPlan, paths: RunPaths, cluster: ClusterConfig) -> Estimat
         paths: run with the model, and perhaps a part of the atlas.
         cluster: how many workers, and whether they have GPUs.
     """
-    receipts = list(_receipts(paths.atlas, plan))
-    left = missing_parts(paths.atlas) if receipts else range(plan.n_parts)
+    done = _finished_parts(paths.atlas, plan)
+    left = sorted(set(range(plan.n_parts)) - set(done))
     n_left = plan.n_cells_in(left)
-    if receipts:
+    if done:
+        record, some = read_record(paths.atlas), done[:N_RECEIPTS]
+        receipts = [read_receipt(paths.atlas, record, part, deep=False) for part in some]
         pace = sum(r.n_cells for r in receipts) / max(sum(r.seconds for r in receipts), 1e-9)
         measured_on = f"{len(receipts)} finished parts"
     else:
@@ -58,17 +58,16 @@ def estimate(plan: GridPlan, paths: RunPaths, cluster: ClusterConfig) -> Estimat
     return Estimate(n_left, round(pace, 1), measured_on, n_workers, seconds)
 
 
-def _receipts(atlas: Path, plan: GridPlan) -> Iterator[Receipt]:
-    """Receipts of finished parts of this very plan."""
+def _finished_parts(atlas: Path, plan: GridPlan) -> list[int]:
+    """Parts of the plan that need no work: all with a receipt, but a short one to be filled up."""
     try:
         record = read_record(atlas)
     except AtlasError:
-        return
-    if record.plan_hash != plan.hash:
-        return
-    done = sorted(set(range(record.n_parts)) - set(missing_parts(atlas)))
-    for part in itertools.islice(done, N_RECEIPTS):
-        yield read_receipt(atlas, record, part, deep=False)
+        return []
+    if record.plan_hash not in (plan.hash, *(sha for _, sha in plan.history)):
+        return []
+    done = set(range(record.n_parts)) - set(missing_parts(atlas))
+    return sorted(p for p in done if record.rows(p)[1] - record.rows(p)[0] == plan.n_cells_in([p]))
 
 
 def _time_minibatch(plan: GridPlan, model: Path, device: str) -> tuple[int, float]:
@@ -84,9 +83,9 @@ def _time_minibatch(plan: GridPlan, model: Path, device: str) -> tuple[int, floa
 
 def _first_cells(plan: GridPlan, n_cells: int) -> Part:
     segments, taken = [], 0
-    for segment in plan.part(0).segments:
+    for segment in plan.part(0).runs[0]:
         n = min(segment.n_cells, n_cells - taken)
         if n > 0:
             segments.append(segment._replace(n_cells=n))
             taken += n
-    return replace(plan.part(0), n_cells=taken, segments=tuple(segments))
+    return replace(plan.part(0), n_cells=taken, runs=(tuple(segments),))

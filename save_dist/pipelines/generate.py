@@ -6,21 +6,25 @@ from collections.abc import Sequence
 
 from save_dist.cluster import generate as cluster_generate
 from save_dist.config.schema import GenerateJob, PipelineJob
-from save_dist.core.errors import PartialError
+from save_dist.core.errors import AtlasError, PartialError
 from save_dist.core.paths import RunPaths
+from save_dist.generation.extension import continued
 from save_dist.generation.grid import GridPlan, plan_grid
 from save_dist.generation.tables import settle
 from save_dist.pipelines.context import Context, Summary, record
 from save_dist.pipelines.provenance import versions
 from save_dist.stores import atlas
 from save_dist.stores.bundle import load_bundle
-from save_dist.stores.receipts import missing_parts
+from save_dist.stores.receipts import missing_parts, read_record
 
 logger = logging.getLogger(__name__)
 
 
 def generate(config: GenerateJob | PipelineJob, context: Context) -> Summary:
-    """Write the parts that have no receipt yet; complete means every part of the plan has one."""
+    """Write the parts that have no receipt yet; complete means every part of the plan has one.
+
+    A grid that only adds to that of the atlas in the run folder extends it.
+    """
     plan, path = plan_for(config, context.paths), context.paths.atlas
     _log_plan(plan)
     atlas.create_template(path, plan.layout(), versions=versions())
@@ -29,7 +33,7 @@ def generate(config: GenerateJob | PipelineJob, context: Context) -> Summary:
     if missing:
         outcomes = cluster_generate.generate(
             missing,
-            sum(plan.part(part).n_cells for part in missing),
+            plan.n_cells_in(missing),
             context.paths.model,
             path,
             config.cluster,
@@ -50,7 +54,28 @@ def generate(config: GenerateJob | PipelineJob, context: Context) -> Summary:
 
 
 def plan_for(config: GenerateJob | PipelineJob, paths: RunPaths) -> GridPlan:
-    """The plan of the configured grid for the run's model."""
+    """The plan of the run's atlas: of the configured grid, or what that adds to one begun before.
+
+    Raises:
+        AtlasError: if the folder holds an atlas that the grid does not merely add to.
+    """
+    asked = fresh_plan(config, paths)
+    if not paths.atlas.exists():
+        return asked
+    record = read_record(paths.atlas)
+    if record.plan_hash == asked.hash:
+        return asked
+    if record.model_hash != asked.model.hash:
+        raise AtlasError(
+            f"{paths.atlas} was made with model {record.model_hash} under plan "
+            f"{record.plan_hash}; the present model is {asked.model.hash}, the plan {asked.hash}; "
+            "generate into another run folder, or remove the atlas and its receipts"
+        )
+    return continued(GridPlan.from_json(record.plan, asked.model), asked)
+
+
+def fresh_plan(config: GenerateJob | PipelineJob, paths: RunPaths) -> GridPlan:
+    """The plan of the configured grid alone, for the run's model."""
     model = load_bundle(paths.model).facts
     return plan_grid(settle(config.grid, model), config.output, model)
 

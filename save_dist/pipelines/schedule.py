@@ -13,7 +13,7 @@ from save_dist.config.schema import GenerateJob
 from save_dist.core.durable import read_json, verify_folder
 from save_dist.core.errors import AtlasError, CheckpointError
 from save_dist.core.paths import RunPaths
-from save_dist.pipelines.generate import plan_for
+from save_dist.pipelines.generate import fresh_plan
 from save_dist.stores.receipts import missing_parts
 
 FOLDER = "atlases"
@@ -42,7 +42,7 @@ class Tick:
 
 def look(config: GenerateJob) -> Tick:
     """What is asked for, and whether it is there; changes nothing."""
-    plan = plan_for(config, RunPaths(config.run.dir))
+    plan = fresh_plan(config, RunPaths(config.run.dir))
     folder = config.run.dir / FOLDER / plan.hash[:16]
     run = config.run.model_copy(update={"dir": folder})
     own = config.model_copy(update={"run": run})

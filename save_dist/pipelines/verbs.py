@@ -9,6 +9,7 @@ from save_dist.config import schema
 from save_dist.core.errors import PartialError
 from save_dist.core.paths import RunPaths
 from save_dist.data.ingest import check_inputs
+from save_dist.generation.audit import check_conditions, choose_parts, resample
 from save_dist.pipelines.blocks import blocks
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.estimate import estimate
@@ -108,20 +109,41 @@ PLANS: dict[str, Callable[[Any], Summary]] = {
 }
 
 
-def verify(path: Path, *, mend: bool) -> Summary:
-    """Every byte of an atlas; with `mend`, altered parts become missing for the next `generate`.
+@dataclasses.dataclass(frozen=True)
+class Resampling:
+    """Which parts of an atlas to sample again, and by what."""
+
+    n_parts: int
+    model: Path | None
+    """Model folder; None: the one beside the atlas."""
+    seed: int
+    """Chooses the parts."""
+
+
+def verify(path: Path, *, mend: bool, resampling: Resampling) -> Summary:
+    """Every byte of an atlas, the conditions of every row, and some parts sampled again.
+
+    With `mend`, bad parts become missing for the next `generate`.
 
     Raises:
         PartialError: naming what is missing or altered.
+        CheckpointError: if parts are to be sampled again and the model cannot be read.
     """
     report = verify_atlas(path)
-    if report.is_sound:
-        return {"atlas": str(path), "n_parts": report.n_parts}
+    sound = [part for part in range(report.n_parts) if part not in set(report.bad_parts)]
+    problems = [*report.problems, *check_conditions(path, sound)]
+    chosen = choose_parts(path, resampling.n_parts, resampling.seed)
+    again = [part for part in chosen if part in set(sound)]
+    if again:
+        model = resampling.model or RunPaths(path.parent).model
+        problems += resample(path, model, again)
+    if not problems:
+        return {"atlas": str(path), "n_parts": report.n_parts, "resampled": again}
+    bad = sorted({problem.part for problem in problems if problem.part is not None})
     if mend:
-        discard_parts(path, report.bad_parts)
-    shown = "; ".join(problem.text for problem in report.problems[:5])
+        discard_parts(path, bad)
+    shown = "; ".join(problem.text for problem in problems[:5])
     what_now = "run generate to write them anew" if mend else "add --mend, then run generate"
     raise PartialError(
-        f"{path} does not verify: {len(report.problems)} problems, parts "
-        f"{report.bad_parts[:20]}: {shown}; {what_now}"
+        f"{path} does not verify: {len(problems)} problems, parts {bad[:20]}: {shown}; {what_now}"
     )

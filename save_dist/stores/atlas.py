@@ -1,4 +1,4 @@
-"""The generated atlas: laid out once, filled part by part, marked complete at the end.
+"""The generated atlas: laid out, filled part by part, marked complete at the end; it may grow.
 
 Part p owns rows [p * cells_per_part, ...): one shard file of X and one chunk file of every obs
 array. Tasks share no file, and a part written twice is written alike, so any number of workers in
@@ -41,7 +41,10 @@ _CHANGING = ("zarr.json", f"{COMPLETE}/c")
 
 
 def create_template(path: Path, layout: AtlasLayout, versions: Mapping[str, str]) -> AtlasRecord:
-    """Lay out an empty atlas, or adopt one begun from the same plan.
+    """Lay out an empty atlas, adopt one begun from the same plan, or extend one to this plan.
+
+    The record is what decides: once it is written, the atlas is the one it describes. Files of
+    the template that are not as recorded, after a crash or damage, are put back.
 
     Args:
         path: its place; the receipts go to `<path>.receipts`.
@@ -52,27 +55,22 @@ def create_template(path: Path, layout: AtlasLayout, versions: Mapping[str, str]
         AtlasError: if the place is taken by an atlas of another plan or by something else.
         InfrastructureError: if the disk refuses.
     """
-    if (record := _begun(path, layout)) is not None:
-        return record
+    begun = _begun(path, layout)
+    if begun is not None and begun.plan_hash == layout.plan_hash:
+        if path.exists() and not _altered(path, begun.template):
+            _note_missing(path)
+            return begun
+        versions = begun.versions
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        arrays = lay_out(aside, layout, versions)
-        names = sorted(str(p.relative_to(aside)) for p in aside.rglob("*") if p.is_file())
-        sync(aside / name for name in names)
-        facts = file_facts(aside, names)
-        record = AtlasRecord(
-            plan_hash=layout.plan_hash,
-            model_hash=layout.model_hash,
-            n_cells=layout.n_cells,
-            n_genes=len(layout.gene_ids),
-            cells_per_part=layout.cells_per_part,
-            cells_per_chunk=layout.cells_per_chunk,
-            arrays=arrays,
-            plan=layout.plan,
-            template={name: sha for name, (sha, _) in facts.items() if name not in _CHANGING},
-        )
+        record = _lay_out_aside(aside, layout, versions)
+        if begun is not None and begun.plan_hash == layout.plan_hash and record != begun:
+            raise AtlasError(
+                f"the template of {path} is not as recorded and this version lays out another one; "
+                "restore its files, or finish it with the version it was begun with"
+            )
         write_record(path, record)
-        aside.rename(path)
+        _put_in_place(aside, path)
     except OSError as e:
         raise InfrastructureError(
             f"could not lay out {path}: {e}; free space or fix permissions, then run again"
@@ -81,6 +79,45 @@ def create_template(path: Path, layout: AtlasLayout, versions: Mapping[str, str]
         shutil.rmtree(aside, ignore_errors=True)
     logger.info("event=atlas_begun path=%s cells=%d parts=%d", path, layout.n_cells, record.n_parts)
     return record
+
+
+def _lay_out_aside(aside: Path, layout: AtlasLayout, versions: Mapping[str, str]) -> AtlasRecord:
+    """A whole template on disk, and the record of the atlas it is for."""
+    arrays = lay_out(aside, layout, versions)
+    names = sorted(str(p.relative_to(aside)) for p in aside.rglob("*") if p.is_file())
+    sync(aside / name for name in names)
+    facts = file_facts(aside, names)
+    return AtlasRecord(
+        plan_hash=layout.plan_hash,
+        model_hash=layout.model_hash,
+        n_cells=layout.n_cells,
+        n_genes=len(layout.gene_ids),
+        cells_per_part=layout.cells_per_part,
+        cells_per_chunk=layout.cells_per_chunk,
+        arrays=arrays,
+        plan=layout.plan,
+        template={name: sha for name, (sha, _) in facts.items() if name not in _CHANGING},
+        versions=dict(versions),
+        history=layout.history,
+    )
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
+    """Make a template that of the atlas at `path`; the parts that are there stay.
+
+    First the atlas says that it is incomplete; last come the root's metadata, by which readers
+    find the shapes of all arrays.
+    """
+    if not path.exists():
+        aside.rename(path)
+        return
+    (receipts_folder(path) / _END).unlink(missing_ok=True)
+    names = [str(p.relative_to(aside)) for p in aside.rglob("*") if p.is_file()]
+    first, last = f"{COMPLETE}/c", "zarr.json"
+    for name in [first, *sorted(set(names) - {first, last}), last]:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (aside / name).replace(path / name)
+    sync({(path / name).parent for name in names})
 
 
 def finish(path: Path) -> str:
@@ -113,7 +150,8 @@ def finish(path: Path) -> str:
         raise InfrastructureError(
             f"could not mark {path} complete: {e}; free space or fix permissions, then run again"
         ) from e
-    for left in receipts_folder(path).glob(".*.part"):  # of killed workers
+    own = path.parent.glob(f".{path.name}.*.part")
+    for left in [*own, *receipts_folder(path).glob(".*.part")]:  # of killed drivers and workers
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
@@ -157,7 +195,11 @@ def verify(path: Path) -> VerifyReport:
 
 
 def _begun(path: Path, layout: AtlasLayout) -> AtlasRecord | None:
-    """The record of an atlas that stands at `path`; None where there is nothing to adopt."""
+    """The record of an atlas at `path` that has this plan, or one it extends; None: there is none.
+
+    Raises:
+        AtlasError: if something else stands there.
+    """
     try:
         record = read_record(path)
     except AtlasError as e:
@@ -166,16 +208,17 @@ def _begun(path: Path, layout: AtlasLayout) -> AtlasRecord | None:
                 f"{path} exists but cannot be continued: {e}; remove it, or generate elsewhere"
             ) from e
         return None
-    if record.plan_hash != layout.plan_hash:
+    if record.plan_hash not in (layout.plan_hash, *(sha for _, sha in layout.history)):
         raise AtlasError(
             f"{path} holds an atlas of plan {record.plan_hash}, this plan is {layout.plan_hash}; "
             f"generate into another run folder, or remove {path} and {receipts_folder(path)}"
         )
-    if not path.exists():
-        return None
+    return record
+
+
+def _note_missing(path: Path) -> None:
     if (receipts_folder(path) / _END).is_file() and missing_parts(path):
         _reopen(path)
-    return record
 
 
 def _mark(path: Path, *, complete: bool) -> None:

@@ -3,8 +3,8 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from save_dist.stores.receipts import (
     AtlasRecord,
     Receipt,
     file_facts,
+    read_record,
     receipts_folder,
     sync,
     write_receipt,
@@ -41,6 +42,14 @@ class PartColumns:
     """Training cells of the combination that the cell's route starts at."""
     cell_seed: UInt64[ndarray, " cell"]
 
+    @classmethod
+    def joined(cls, columns: Sequence["PartColumns"]) -> "PartColumns":
+        """Cells of several, one after the other."""
+        if len(columns) == 1:
+            return columns[0]
+        names = [field.name for field in fields(cls)]
+        return cls(**{n: np.concatenate([getattr(c, n) for c in columns]) for n in names})
+
 
 def write_part(
     path: Path,
@@ -62,7 +71,8 @@ def write_part(
         start_s: `time.perf_counter()` when work on the part began.
 
     Raises:
-        AtlasError: if the columns do not fill the part, or the store is not as recorded.
+        AtlasError: if the columns do not fill the part, the store is not as recorded, or it has
+            grown meanwhile.
         InfrastructureError: if the disk refuses; the part stays missing.
     """
     start, stop = record.rows(part)
@@ -79,7 +89,7 @@ def write_part(
             n_cells=stop - start,
             n_saturated=_n_saturated(columns.counts),
             n_evaluations=n_evaluations,
-            plan_hash=record.plan_hash,
+            plan_hash=record.plan_hash_of(part),
             model_hash=record.model_hash,
             files=files,
             seconds=round(time.perf_counter() - start_s, 3),
@@ -93,35 +103,9 @@ def write_part(
     return receipt
 
 
-def _fill(
-    path: Path, record: AtlasRecord, part: int, columns: PartColumns
-) -> dict[str, tuple[str, int]]:
-    """Put the files of a part in place, whatever stands there; their sha256 and lengths.
-
-    They are written aside and renamed, so that two writers of one part never see each other, and
-    since zarr 3.1 would read an old shard before replacing it and fail on a torn one.
-    """
-    start, stop = record.rows(part)
-    names = record.files(part)
-    with tempfile.TemporaryDirectory(".part", f".{part:06d}.", receipts_folder(path)) as folder:
-        aside = Path(folder)
-        for name, values in _values(record, part, columns):
-            (aside / name).mkdir(parents=True)
-            shutil.copyfile(path / name / "zarr.json", aside / name / "zarr.json")
-            array = zarr.open_array(aside / name, mode="r+").with_config(CONFIG)
-            if name == "X":
-                _check_x(array, path, record)
-            array[start:stop] = values
-        sync(aside / name for name in names)
-        facts = file_facts(aside, names)
-        for name in names:
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (aside / name).replace(path / name)
-    sync({(path / name).parent for name in names})
-    return facts
-
-
-def _values(record: AtlasRecord, part: int, columns: PartColumns) -> Iterator[tuple[str, ndarray]]:
+def part_values(
+    record: AtlasRecord, part: int, columns: PartColumns
+) -> Iterator[tuple[str, ndarray]]:
     """Values of the part for every array, in the order of the record."""
     start, stop = record.rows(part)
     known = {
@@ -134,9 +118,48 @@ def _values(record: AtlasRecord, part: int, columns: PartColumns) -> Iterator[tu
         "obs/cell_seed": columns.cell_seed,
         "obs/route/codes": columns.route,
     }
-    fields = iter(columns.codes.T)
+    codes = iter(columns.codes.T)
     for name in record.arrays:
-        yield name, known[name] if name in known else next(fields)
+        yield name, known[name] if name in known else next(codes)
+
+
+def _fill(
+    path: Path, record: AtlasRecord, part: int, columns: PartColumns
+) -> dict[str, tuple[str, int]]:
+    """Put the files of a part in place, whatever stands there; their sha256 and lengths.
+
+    They are written aside and renamed, so that two writers of one part never see each other, and
+    since zarr 3.1 would read an old shard before replacing it and fail on a torn one.
+    """
+    start, stop = record.rows(part)
+    names = record.files(part)
+    _check_plan(path, record)
+    with tempfile.TemporaryDirectory(".part", f".{part:06d}.", receipts_folder(path)) as folder:
+        aside = Path(folder)
+        for name, values in part_values(record, part, columns):
+            (aside / name).mkdir(parents=True)
+            shutil.copyfile(path / name / "zarr.json", aside / name / "zarr.json")
+            array = zarr.open_array(aside / name, mode="r+").with_config(CONFIG)
+            if name == "X":
+                _check_x(array, path, record)
+            array[start:stop] = values
+        sync(aside / name for name in names)
+        facts = file_facts(aside, names)
+        _check_plan(path, record)
+        for name in names:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (aside / name).replace(path / name)
+    sync({(path / name).parent for name in names})
+    return facts
+
+
+def _check_plan(path: Path, record: AtlasRecord) -> None:
+    """Cells of the plan that a worker began with must not replace those of a later one."""
+    if (found := read_record(path).plan_hash) != record.plan_hash:
+        raise AtlasError(
+            f"{path} has grown while its parts were written: its plan is {found}, this worker "
+            f"began with {record.plan_hash}; run generate again"
+        )
 
 
 def _n_saturated(counts: UInt16[ndarray, "cell gene"]) -> int:

@@ -7,7 +7,7 @@ bytes its shard holds; rows returned by a scheduler count for nothing.
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ class AtlasRecord:
     """The request the plan was made from."""
     template: Mapping[str, str]
     """sha256 of the files that are written once, with the template."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the packages that the template names."""
+    history: tuple[tuple[int, str], ...] = ()
+    """Rows and hash of every plan that was extended to this one, in their order."""
 
     @property
     def n_parts(self) -> int:
@@ -43,6 +47,11 @@ class AtlasRecord:
         """First row of a part and the row after its last."""
         start = part * self.cells_per_part
         return start, min(start + self.cells_per_part, self.n_cells)
+
+    def plan_hash_of(self, part: int) -> str:
+        """The plan that a part was finished under: the oldest that holds all its rows."""
+        _, stop = self.rows(part)
+        return next((sha for n_cells, sha in self.history if stop <= n_cells), self.plan_hash)
 
     def files(self, part: int) -> list[str]:
         """The files of a part, relative to the store: one shard of X, one chunk per obs array."""
@@ -133,8 +142,9 @@ def read_record(path: Path) -> AtlasRecord:
         )
     try:
         value = read_json(place)
-        return AtlasRecord(**{**value, "arrays": tuple(value["arrays"])})
-    except (CheckpointError, KeyError, TypeError) as e:
+        history = tuple((n_cells, sha256) for n_cells, sha256 in value["history"])
+        return AtlasRecord(**{**value, "arrays": tuple(value["arrays"]), "history": history})
+    except (CheckpointError, KeyError, TypeError, ValueError) as e:
         raise AtlasError(
             f"{place} is not a plan record ({e}); restore it, or remove it and {path}"
         ) from e
@@ -159,7 +169,7 @@ def read_receipt(path: Path, record: AtlasRecord, part: int, *, deep: bool) -> R
     """
     receipt = _parse(receipt_path(path, part))
     start, stop = record.rows(part)
-    expected = (part, start, stop - start, record.plan_hash, record.model_hash)
+    expected = (part, start, stop - start, record.plan_hash_of(part), record.model_hash)
     found = (
         receipt.part,
         receipt.start,

@@ -1,7 +1,7 @@
 """The empty atlas: every group and array of an AnnData-Zarr (v3) store at its final shape.
 
 Written once, before the first cell, so that filling it needs no allocation and no lock: one shard
-of X and one chunk of every obs array per part. Nothing in it says when or where it was written.
+of X and one file of every obs array per part. Nothing in it says when or where it was written.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,15 @@ import numpy as np
 import zarr
 from numpy import ndarray
 
-_OWN_COLUMNS = ("seen", "n_train_cells", "route", "n_route_cells", "part", "cell_seed")
-RESERVED_COLUMNS = ("_index", *_OWN_COLUMNS)
+from save_dist.core.durable import canonical_json
+
+OWN_COLUMNS = ("seen", "n_train_cells", "route", "n_route_cells", "part", "cell_seed")
+RESERVED_COLUMNS = ("_index", *OWN_COLUMNS)
 """obs columns that the atlas writes itself; no condition may have such a name."""
 MASK = "MASK"
 """Category of a condition column that was not given to the model."""
+PLAN = "uns/save_dist/plan"
+"""Where an atlas keeps the plan it is filled from, as JSON, for readers without the receipts."""
 COMPLETE = "uns/save_dist/complete"
 """Where an atlas says whether it is complete."""
 CONFIG = {"write_empty_chunks": True}
@@ -50,6 +54,8 @@ class AtlasLayout:
     """Ways in which cells of this plan come about."""
     about: Mapping[str, Any]
     """Goes to uns/save_dist: guidance, solver, origin of labels. Numbers, text, lists, dicts."""
+    history: tuple[tuple[int, str], ...] = ()
+    """Rows and hash of every plan that this one extends, in their order."""
 
 
 def lay_out(store: Path, layout: AtlasLayout, versions: Mapping[str, str]) -> tuple[str, ...]:
@@ -76,13 +82,14 @@ def lay_out(store: Path, layout: AtlasLayout, versions: Mapping[str, str]) -> tu
     uns = _describe(root.create_group("uns"), "dict", "0.1.0")
     identity = {"plan_hash": layout.plan_hash, "model_hash": layout.model_hash}
     own = {**identity, "versions": versions, "complete": False}
+    own["plan"] = canonical_json(layout.plan)
     _put(uns, "save_dist", {**layout.about, **own})
     return ("X", *columns)
 
 
 def _lay_out_obs(obs: Any, layout: AtlasLayout) -> list[str]:
     categoricals = {**layout.categories, "route": layout.routes}
-    order = [*layout.categories, *_OWN_COLUMNS]
+    order = [*layout.categories, *OWN_COLUMNS]
     _describe_frame(obs, order)
     names = [_per_cell(obs, "_index", layout, "string", "", "string-array")]
     for column in order:
@@ -105,11 +112,14 @@ def _per_cell(
     fill: bool | int | str,
     kind: str = "array",
 ) -> str:
+    # seeds do not compress, so a reader of one condition should not have to read those of a part
+    per_chunk = layout.cells_per_chunk if name == "cell_seed" else layout.cells_per_part
     array = group.create_array(
         name,
         shape=(layout.n_cells,),
         dtype=dtype,
-        chunks=(layout.cells_per_part,),
+        chunks=(per_chunk,),
+        shards=(layout.cells_per_part,) if name == "cell_seed" else None,
         fill_value=fill,
         attributes=_encoding(kind, "0.2.0"),
     )

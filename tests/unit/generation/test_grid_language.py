@@ -13,7 +13,8 @@ from save_dist.config.schema import GridConfig, OutputConfig
 from save_dist.core.errors import ConfigError
 from save_dist.generation.amounts import Even, Uneven
 from save_dist.generation.combinations import all_codes
-from save_dist.generation.grid import GridPlan, Segment, plan_grid
+from save_dist.generation.grid import GridPlan, plan_grid
+from save_dist.generation.rows import Segment
 from save_dist.generation.tables import cell_table, settle
 from save_dist.stores.facts import ModelFacts
 from save_dist.vocab.conditions import ConditionVocabulary
@@ -39,7 +40,9 @@ def named(found):
 def cells(found):
     """Cells per condition, by name."""
     numbers = np.arange(found.n_conditions, dtype=np.int64)
-    return dict(zip(named(found), found.amounts.of(numbers).tolist(), strict=True))
+    return dict(
+        zip(named(found), found.rows.stretches[0].amounts.of(numbers).tolist(), strict=True)
+    )
 
 
 # ---------------------------------------------------------------- values
@@ -120,8 +123,8 @@ def test_the_last_entry_that_matches_counts():
 
 
 def test_a_constant_stays_arithmetic():
-    assert isinstance(plan(cells_per_condition=4).amounts, Even)
-    assert isinstance(plan(cells_per_condition=ENTRIES).amounts, Uneven)
+    assert isinstance(plan(cells_per_condition=4).rows.stretches[0].amounts, Even)
+    assert isinstance(plan(cells_per_condition=ENTRIES).rows.stretches[0].amounts, Uneven)
 
 
 TABLE = "condition,cell_type,n\nstim,T,7\nctrl,B,3\nstim,B,3\nctrl,NK,5\nstim,NK,5\nctrl,T,3\n"

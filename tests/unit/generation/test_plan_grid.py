@@ -9,7 +9,8 @@ from save_dist.config.schema import GridConfig, GuidanceConfig, OutputConfig
 from save_dist.core.errors import AtlasError, ConfigError
 from save_dist.generation import combinations
 from save_dist.generation.combinations import Listed, Product
-from save_dist.generation.grid import GridPlan, Segment, plan_grid
+from save_dist.generation.grid import GridPlan, plan_grid
+from save_dist.generation.rows import Segment
 from save_dist.generation.tables import settle
 from save_dist.stores.facts import ModelFacts
 from save_dist.vocab.conditions import ConditionVocabulary

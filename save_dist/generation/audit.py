@@ -1,0 +1,83 @@
+"""Does an atlas hold what its plan says? Checks of content; its bytes are checked by receipts."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numpy import ndarray
+
+from save_dist.core.seeding import generator
+from save_dist.generation.atlas_view import Atlas
+from save_dist.generation.worker import PartWorker
+from save_dist.stores.part import part_values
+from save_dist.stores.receipts import AtlasRecord, Problem, read_record
+
+
+def check_conditions(path: Path, parts: Iterable[int]) -> list[Problem]:
+    """Compare the conditions of every row of some parts with the plan, and so how many each has.
+
+    Args:
+        path: atlas.
+        parts: finished parts.
+    """
+    record, view = read_record(path), Atlas(path, incomplete=True)
+    group = zarr.open_group(path, mode="r")
+    arrays = [group[f"obs/{column}/codes"] for column in view.conditions.columns]
+    problems = []
+    for part in parts:
+        start, stop = record.rows(part)
+        segments = view.segments(start, stop)
+        sizes = [segment.n_cells for segment in segments]
+        planned = np.repeat(np.array([s.codes for s in segments]), sizes, axis=0)
+        found = np.stack([array[start:stop] for array in arrays], axis=1)
+        if n_wrong := int((planned != found).any(axis=1).sum()):
+            text = (
+                f"part {part}: {n_wrong} of {stop - start} rows have other conditions than planned"
+            )
+            problems.append(Problem(part, text))
+    return problems
+
+
+def choose_parts(path: Path, n_parts: int, seed: int) -> list[int]:
+    """Parts to sample again: at most `n_parts`, drawn at random from the whole atlas."""
+    record = read_record(path)
+    drawn = generator(seed, "resampled_parts").permutation(record.n_parts)[:n_parts]
+    return sorted(drawn.tolist())
+
+
+def resample(path: Path, model: Path, parts: Iterable[int]) -> list[Problem]:
+    """Sample parts again and compare every stored value with what comes out, bit for bit.
+
+    Args:
+        path: atlas.
+        model: folder of the model it was made with.
+        parts: finished parts.
+
+    Raises:
+        AtlasError: if the atlas was made with another model.
+    """
+    record, worker = read_record(path), PartWorker(model, path)
+    problems = []
+    for part in parts:
+        if differing := _differences(path, record, worker, part):
+            text = f"part {part}, sampled again here, differs in {', '.join(differing)}"
+            problems.append(Problem(part, text))
+    return problems
+
+
+def _differences(path: Path, record: AtlasRecord, worker: PartWorker, part: int) -> list[str]:
+    columns, _ = worker.sample(part)
+    start, stop = record.rows(part)
+    found = []
+    for name, values in part_values(record, part, columns):
+        stored = zarr.open_array(path / name, mode="r")[start:stop]
+        if n_wrong := _n_differing(stored, values):
+            found.append(f"{n_wrong} of {stored.size} values of {name}")
+    return found
+
+
+def _n_differing(stored: ndarray, values: ndarray) -> int:
+    if stored.shape != values.shape:
+        return int(stored.size)
+    return int(np.count_nonzero(stored != values))
