@@ -171,7 +171,7 @@ def shifted(model: Model, control: np.ndarray) -> np.ndarray:
     shift = similarity_shift(
         transport.profiles, pairs, encode(CONTROL), transport.temperatures["condition"]
     )
-    return np.maximum(control + shift, 0)
+    return np.maximum(control + shift.log_profile, 0)
 
 
 def compare(interaction: float) -> None:

@@ -102,6 +102,7 @@ def tiny_transport(n_genes, seed=0):
             np.array([SUPPORT[c] for c in codes], np.int64),
             np.log1p(means / means.sum(1, keepdims=True) * 1e4).astype(np.float32),
             means.astype(np.float32),
+            np.log(means.sum(1)).astype(np.float32),
         ),
         temperatures={"condition": 0.4},
         conditions=CONDITIONS,

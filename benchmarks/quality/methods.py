@@ -139,7 +139,7 @@ def _offset(
         drawn = _decoded(fit, z, library, target, offset, 0)
         return log_normalise(drawn.astype(np.float32)).mean(axis=0, dtype=np.float64)
 
-    goal = 0.5 * profile(anchor) + 0.5 * (profiles.log_of(control) + shift)
+    goal = 0.5 * profile(anchor) + 0.5 * (profiles.log_of(control) + shift.log_profile)
     return match_mean(profile, anchor, np.maximum(goal, 0), 5)
 
 

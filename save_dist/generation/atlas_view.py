@@ -81,7 +81,8 @@ class Atlas:
     @cached_property
     def var_names(self) -> pd.Index:
         """Gene ids."""
-        return pd.Index(self._group["var/_index"][:].astype(object))
+        names: pd.Index = pd.Index(self._group["var/_index"][:].astype(object))
+        return names
 
     @cached_property
     def conditions(self) -> ConditionVocabulary:

@@ -30,7 +30,7 @@ def carried_means(
 ) -> tuple[Float32[ndarray, "cell gene"], Float32[ndarray, "#cell gene"]]:
     """Mean counts of each cell under its target, and the genes' inverse dispersion.
 
-    The library size is carried with the latent. Where the transport was trained on draws from
+    The library size is shifted (see `carry`). Where the transport was trained on draws from
     q(z|x), a draw is carried: its noise belongs to the cell's key.
 
     Args:
@@ -54,7 +54,8 @@ def carried_means(
             noise = normals(stream(keys, "latent"), z.shape[1])
             z = z + posterior.var.sqrt() * torch.from_numpy(noise)
         x = standardise(bundle, DecoderInput(z, torch.from_numpy(library)))
-        cells = unstandardise(bundle, carry(bundle, x, course.told, solver).x_1)
+        moved = carry(bundle, x, course.told, course.library_shift, solver)
+        cells = unstandardise(bundle, moved.x_1)
         check_finite(bundle, targets, cells)
         condition = torch.from_numpy(targets)
         px = bundle.vae.decode(cells.latent, condition, cells.library, logit_offset=course.offset)

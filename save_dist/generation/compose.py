@@ -33,7 +33,7 @@ from save_dist.generation.latents import (
 )
 from save_dist.generation.routes import Route, Routes
 from save_dist.stores.bundle import ModelBundle
-from save_dist.stores.profiles import Profiles, evidence, similarity_shift
+from save_dist.stores.profiles import Profiles, Shift, evidence, similarity_shift
 from save_dist.vocab.transports import Codes
 
 TRUST_COUNTS = 10.0
@@ -51,6 +51,8 @@ class Course(NamedTuple):
     """Positions of the cells that are then carried along the transport, ascending."""
     told: Int64[Tensor, "carried column"]
     """What the transport is told of each of these."""
+    library_shift: Float32[Tensor, " carried"]
+    """Added to their log library sizes."""
     offset: Float32[Tensor, "cell gene"]
     """Added to the gene logits; 0 for cells that are not carried."""
 
@@ -58,7 +60,13 @@ class Course(NamedTuple):
         """The course of some cells, where every cell is carried."""
         n_cells = len(self.start[cells])
         carried = torch.arange(n_cells)
-        return Course(self.start[cells], carried, self.told[cells], self.offset[cells])
+        return Course(
+            self.start[cells],
+            carried,
+            self.told[cells],
+            self.library_shift[cells],
+            self.offset[cells],
+        )
 
 
 class Composer:
@@ -115,10 +123,12 @@ class Composer:
         carried = np.flatnonzero(np.array([route.is_composed for route in routes])[inverse])
         told = [self._told(route, row) for route, row in zip(routes, known, strict=True)]
         offsets = np.stack([self.offset(r, row) for r, row in zip(routes, known, strict=True)])
+        shifts = [self._library_shift(r, row) for r, row in zip(routes, known, strict=True)]
         return Course(
             start=np.array([route.start for route in routes], np.int64)[inverse],
             carried=torch.from_numpy(carried),
             told=torch.tensor(told)[inverse[carried]],
+            library_shift=torch.tensor(shifts, dtype=torch.float32)[inverse[carried]],
             offset=torch.from_numpy(offsets[inverse]),
         )
 
@@ -130,16 +140,28 @@ class Composer:
     def _offset(self, route: Route, codes: Codes) -> Float32[ndarray, " gene"]:
         if route.column is None or route.start not in self._transport.profiles.rows:
             return np.zeros(len(self._bundle.genes), dtype=np.float32)
-        cells = _Cells.make(self._bundle, route, codes, self._config, self._guidance, self._solver)
+        cells = _Cells.make(
+            self._bundle,
+            route,
+            codes,
+            self._library_shift(route, codes),
+            self._config,
+            self._guidance,
+            self._solver,
+        )
         offset = np.zeros(len(self._bundle.genes))
         if self._config.anchor:
             offset += cells.anchor(self._transport.profiles)
         if self._config.blend > 0 and (shift := self._shift(route, codes)) is not None:
-            mean = self._transport.profiles.log_of(route.start) + shift
+            mean = self._transport.profiles.log_of(route.start) + shift.log_profile
             offset = cells.matched(offset, mean, self._config)
         return offset.astype(np.float32)
 
-    def _shift(self, route: Route, codes: Codes) -> Float64[ndarray, " gene"] | None:
+    def _library_shift(self, route: Route, codes: Codes) -> float:
+        shift = None if route.column is None else self._shift(route, codes)
+        return 0.0 if shift is None else shift.log_library
+
+    def _shift(self, route: Route, codes: Codes) -> Shift | None:
         """The change that similar combinations show; None where too few cells show any."""
         transport, column = self._transport, route.column
         assert column is not None
@@ -167,6 +189,7 @@ class _Cells(NamedTuple):
         bundle: ModelBundle,
         route: Route,
         codes: Codes,
+        library_shift: float,
         config: ComposeConfig,
         guidance: GuidanceConfig,
         solver: SolverConfig,
@@ -179,7 +202,8 @@ class _Cells(NamedTuple):
         told = torch.tensor([bundle.transport.told(route.column, codes[route.column])])
         with torch.inference_mode():
             control = flow_from_noise(bundle, start, keys, guidance, solver).x_1
-            carried = carry(bundle, control, told.expand(config.n_cells, -1), solver).x_1
+            shift = torch.full((config.n_cells,), library_shift)
+            carried = carry(bundle, control, told.expand(config.n_cells, -1), shift, solver).x_1
             check_finite(bundle, start, unstandardise(bundle, carried))
         return cls(bundle, route, codes, keys, control, carried)
 

@@ -46,25 +46,32 @@ def carry(
     bundle: ModelBundle,
     x: Float[Tensor, "cell standardised"],
     told: Int64[Tensor, "cell column"],
+    library_shift: Float[Tensor, " cell"],
     solver: SolverConfig,
 ) -> Solution:
     """Standardised latents of control cells, carried along the transport of the model.
+
+    A cell keeps its library size but for a shift: how many molecules are caught of a cell is a
+    matter of the measurement, and a transport that carries it too only widens its spread.
 
     Args:
         bundle: model with a transport.
         x: where the cells are.
         told: what the transport is told of each cell (see `Transport.told`).
+        library_shift: added to the log library size.
         solver: as for the flow.
     """
     assert bundle.transport is not None, "the plan has checked it"
     velocity, told = bundle.transport.velocity, told.to(x.device)
-    return integrate(
+    moved = integrate(
         lambda t, at: velocity(at, t.expand(len(at)), told),
         x,
         method=solver.method,
         n_steps=solver.n_steps,
         tolerance=solver.tolerance,
     )
+    library = x[:, -1] + library_shift.to(x.device) / float(bundle.latent_scale.sd[-1])
+    return Solution(torch.cat([moved.x_1[:, :-1], library[:, None]], dim=1), moved.n_evaluations)
 
 
 def standardise(bundle: ModelBundle, cells: DecoderInput) -> Float[Tensor, "cell standardised"]:

@@ -152,7 +152,7 @@ def sample_minibatch(
         x, n_evaluations, offset = solution.x_1, solution.n_evaluations, None
         if course is not None:
             carried = course.carried.to(x.device)
-            moved = carry(bundle, x[carried], course.told, solver)
+            moved = carry(bundle, x[carried], course.told, course.library_shift, solver)
             x = x.index_copy(0, carried, moved.x_1)
             n_evaluations += moved.n_evaluations
             offset = course.offset.to(x.device)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ class Profiles:
     mean_log: Float32[ndarray, "combination gene"]
     """Mean of log1p(count / library * 1e4)."""
     mean_count: Float32[ndarray, "combination gene"]
+    mean_log_library: Float32[ndarray, " combination"]
+    """Mean of the log counts per cell."""
 
     @cached_property
     def rows(self) -> Mapping[Codes, int]:
@@ -59,6 +62,7 @@ class Profiles:
             "n_cells": self.n_cells,
             "mean_log": self.mean_log,
             "mean_count": self.mean_count,
+            "mean_log_library": self.mean_log_library,
         }
         save_file({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}, path)
 
@@ -81,10 +85,19 @@ def evidence(profiles: Profiles, pairs: Sequence[Pair], column: int, value: int)
     ]
 
 
+class Shift(NamedTuple):
+    """How much a change of one condition column should move cells."""
+
+    log_profile: Float64[ndarray, " gene"]
+    """Of the mean log profile."""
+    log_library: float
+    """Of the mean log library size."""
+
+
 def similarity_shift(
     profiles: Profiles, pairs: Sequence[Pair], control: Codes, temperature: float
-) -> Float64[ndarray, " gene"]:
-    """Change of the mean log profile that `control` should show under the value of `pairs`.
+) -> Shift:
+    """Change that `control` should show under the value of `pairs`.
 
     Args:
         profiles: averages of the training cells.
@@ -94,8 +107,12 @@ def similarity_shift(
     """
     controls, changes = _controls_and_changes(profiles, pairs)
     weights = similarity.weights(profiles.log_of(control), controls, temperature)
-    shift: ndarray = weights @ changes
-    return shift
+    libraries = [
+        float(profiles.mean_log_library[profiles.rows[pair.target]])
+        - float(profiles.mean_log_library[profiles.rows[pair.control]])
+        for pair in pairs
+    ]
+    return Shift(weights @ changes, float(weights @ np.array(libraries)))
 
 
 def best_temperature(profiles: Profiles, pairs: Sequence[Pair]) -> float:

@@ -24,15 +24,19 @@ def combination_profiles(
         index.codes, axis=0, return_inverse=True, return_counts=True
     )
     log, counts = (np.zeros((len(combinations), gene_positions.size)) for _ in range(2))
+    log_library = np.zeros(len(combinations))
     for first, cells in dense_cells(locator, index, gene_positions):
         own = inverse.ravel()[first : first + cells.library.size]
         for row in np.unique(own):
             members = own == row
             log[row] += cells.log_x[members].sum(axis=0, dtype=np.float64)
             counts[row] += cells.counts[members].sum(axis=0, dtype=np.float64)
+            libraries = np.maximum(cells.library[members], 1.0)
+            log_library[row] += np.log(libraries).sum(dtype=np.float64)
     return Profiles(
         codes=tuple(tuple(row) for row in combinations.tolist()),
         n_cells=n_cells.astype(np.int64),
         mean_log=(log / n_cells[:, None]).astype(np.float32),
         mean_count=(counts / n_cells[:, None]).astype(np.float32),
+        mean_log_library=(log_library / n_cells).astype(np.float32),
     )

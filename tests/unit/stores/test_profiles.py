@@ -19,7 +19,13 @@ def profiles(controls, changes, n_cells=50):
     codes = tuple((group, value) for group in range(len(controls)) for value in (0, 1))
     means = np.stack([controls, controls + changes], axis=1).reshape(len(codes), -1)
     counts = np.broadcast_to(np.array(n_cells), len(codes)).astype(np.int64)
-    return Profiles(codes, counts, means.astype(np.float32), (2 * means).astype(np.float32))
+    return Profiles(
+        codes,
+        counts,
+        means.astype(np.float32),
+        (2 * means).astype(np.float32),
+        means.sum(axis=1).astype(np.float32),
+    )
 
 
 def pairs_of(found):
@@ -33,6 +39,7 @@ def test_everything_comes_back(tmp_path):
     assert after.codes == before.codes
     np.testing.assert_array_equal(after.log_of((1, 1)), [3, 5])
     np.testing.assert_array_equal(after.total_counts((0, 1)), [200, 200])
+    np.testing.assert_array_equal(after.mean_log_library, [3, 4, 7, 8])
     assert after.n_cells.dtype == np.int64
 
 
@@ -53,12 +60,14 @@ def test_shift_is_that_of_similar_groups(temperature, expected):
     found = profiles([[0, 0], [10, 0], [1, 0]], [[1, 0], [0, 1], [9, 9]])
     pairs = [pair for pair in pairs_of(found) if pair.control != (2, 0)]
     shift = similarity_shift(found, pairs, (2, 0), temperature)
-    np.testing.assert_allclose(shift, expected, atol=1e-4)
+    np.testing.assert_allclose(shift.log_profile, expected, atol=1e-4)
+    assert shift.log_library == pytest.approx(1, abs=1e-4)
 
 
 def test_equal_controls_weigh_the_same():
     found = profiles(np.ones((3, 2)), [[1, 0], [0, 1], [0, 0]])
-    np.testing.assert_allclose(similarity_shift(found, pairs_of(found), (2, 0), 0.1), 1 / 3)
+    shift = similarity_shift(found, pairs_of(found), (2, 0), 0.1)
+    np.testing.assert_allclose(shift.log_profile, 1 / 3)
 
 
 def test_temperature_is_cold_where_similar_groups_change_alike():
