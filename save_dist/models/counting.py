@@ -1,7 +1,7 @@
 """A CPU kernel for the negative binomial: log-probability and slopes in one pass over the counts.
 
-Most counts are 0 and most others small, so a few products replace three gamma functions and a
-digamma per matrix entry. Legend: N cells, G genes.
+Most counts are 0 and most others small, so a table of each gene's first few replaces three gamma
+functions and a digamma per matrix entry. Legend: N cells, G genes.
 """
 
 import math
@@ -10,8 +10,7 @@ from typing import no_type_check
 import numba
 import numpy as np
 
-_FEW = 16  # counts up to here are multiplied out
-_LARGE = 1e15  # (theta + 16)^16 still fits a double
+_FEW = 16  # counts up to here are looked up
 
 
 # no_type_check: numba cannot compile the wrapper that the shape checks of the tests put around
@@ -40,10 +39,13 @@ def fill_terms(
         of_log_mean: filled, [N, G]; in place of `total` if it is the same array.
         of_log_theta: filled, [N, G]; in place of `log_total` if it is the same array.
     """
+    n_cells, n_genes = counts.shape
     log_theta = np.log(theta)
-    for n in range(counts.shape[0]):
+    rises = np.zeros((n_genes, _FEW + 1, 2))
+    n_known = np.zeros(n_genes, np.int64)
+    for n in range(n_cells):
         sum_ = 0.0
-        for g in range(counts.shape[1]):
+        for g in range(n_genes):
             x, t = counts[n, g], theta[g]
             log_share = log_theta[g] - log_total[n, g]
             excess = (x - (total[n, g] - t)) / total[n, g]
@@ -51,26 +53,35 @@ def fill_terms(
             slope = log_share - excess
             of_log_mean[n, g] = t * excess
             if x != 0:
-                value, rise = _log_rising(np.float64(x), np.float64(t))
+                if x > _FEW or x != math.floor(x):
+                    value, by_theta = _log_rise(np.float64(x), np.float64(t))
+                else:
+                    k = int(x)
+                    if k > n_known[g]:
+                        _extend(rises[g], n_known[g], k, np.float64(t))
+                        n_known[g] = k
+                    value, by_theta = rises[g, k]
                 sum_ += value + x * (log_mean[n, g] - log_total[n, g])
-                slope += rise
+                slope += by_theta
             of_log_theta[n, g] = slope * t
         log_prob[n] = sum_
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 @no_type_check
-def _log_rising(x: float, theta: float) -> tuple[float, float]:
+def _extend(rises: np.ndarray, n_known: int, n_wanted: int, theta: float) -> None:
+    """Fill what `_log_rise` gives for the counts after `n_known`, up to `n_wanted`."""
+    for k in range(n_known, n_wanted):
+        rises[k + 1, 0] = rises[k, 0] + math.log((theta + k) / (k + 1))
+        rises[k + 1, 1] = rises[k, 1] + 1 / (theta + k)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+@no_type_check
+def _log_rise(x: float, theta: float) -> tuple[float, float]:
     """log(gamma(x + theta) / gamma(theta) / gamma(x + 1)) and its derivative by theta."""
-    if x > _FEW or theta > _LARGE or x != math.floor(x):
-        value = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1)
-        return value, _digamma(x + theta) - _digamma(theta)
-    product, derivative, factorial = 1.0, 0.0, 1.0
-    for i in range(int(x)):
-        derivative = derivative * (theta + i) + product
-        product *= theta + i
-        factorial *= i + 1
-    return math.log(product / factorial), derivative / product
+    value = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1)
+    return value, _digamma(x + theta) - _digamma(theta)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
