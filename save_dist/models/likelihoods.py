@@ -144,7 +144,7 @@ def _terms_on_cpu(
     log_mean: Float[Tensor, "cell gene"],
     log_theta: Float[Tensor, "#cell gene"],
 ) -> _Terms:
-    """The same by a kernel, three times faster: most counts are 0 and cost next to nothing."""
+    """The same by a kernel, two to three times faster: most counts are 0 or small."""
     theta = log_theta.exp()
     total = log_mean.exp().add_(theta)
     log_total = total.log()
