@@ -81,8 +81,9 @@ class VaeConfig(Section):
     dispersion: Literal["gene", "trend"] = "trend"
     """Inverse dispersion of nb counts: one per gene, or one that follows the gene's own expression,
     theta = a_g * rate^b_g, so that a gene that is induced is also less bursty."""
-    kl_weight: float = Field(1.0, ge=0)
-    """Weight of the KL term (summed over d, averaged over cells)."""
+    kl_weight: float = Field(0.1, ge=0)
+    """Weight of the KL term (summed over d, averaged over cells). The flow takes over from the
+    prior, so a small one serves generation; 1 keeps z to what a cell is, which transports need."""
     encoder_columns: list[str] = []
     """Condition columns the encoder sees; none for generation."""
     decoder_columns: list[str] | None = None
