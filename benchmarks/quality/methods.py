@@ -205,7 +205,7 @@ DEFAULT: Settings = {
     },
     "flow": _FLOW,
 }
-"""The networks of configs/demo."""
+"""SAVE as published but for what measurements chose: counts, small mask, small KL weight."""
 COMPOSE: Settings = {
     "training": {**_QUIET, "stream": _STREAM, "stages": ["vae", "flow", "transport"]},
     "vae": {
@@ -220,7 +220,7 @@ COMPOSE: Settings = {
     "transport": {"columns": ["condition"], "optim": _steps(1200, 256, 2e-3)},
     "grid": {"unseen": "compose"},
 }
-"""The networks of configs/compose."""
+"""The networks of configs/demo."""
 
 
 PAPER: Settings = {

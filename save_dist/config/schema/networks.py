@@ -163,7 +163,7 @@ class TransportConfig(VelocityConfig):
     `vae.encoder_columns: [COLUMN]`, `vae.decoder_columns: [COLUMN]`, `vae.mask.p: 0`. Then the
     decoder applies the shared part of the change and z keeps what a cell is; with a decoder that
     knows all columns, z must carry the change itself and an unseen combination gets too little of
-    it. configs/compose is that preset.
+    it. configs/demo and configs/default are such presets.
     """
 
     _section: ClassVar[str] = "transport"

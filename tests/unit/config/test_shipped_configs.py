@@ -21,7 +21,7 @@ def job(path):
 
 
 def test_every_preset_is_here():
-    assert PRESETS == ["atlas", "compose", "demo", "paper", "tiny"]
+    assert PRESETS == ["atlas", "default", "demo", "paper", "tiny"]
 
 
 @pytest.mark.parametrize("path", JOB_FILES, ids=name)
@@ -44,8 +44,8 @@ def test_every_fragment_is_used_by_a_job_beside_it(path):
         pytest.param("tiny", set(JOBS), id="tiny"),
         pytest.param("paper", set(JOBS), id="paper"),
         pytest.param("atlas", set(JOBS), id="atlas"),
-        pytest.param("demo", set(JOBS) - {"transfer"}, id="demo"),
-        pytest.param("compose", set(JOBS), id="compose"),
+        pytest.param("demo", set(JOBS), id="demo"),
+        pytest.param("default", set(JOBS), id="default"),
     ],
 )
 def test_a_preset_holds_its_jobs(preset, jobs):
@@ -62,8 +62,9 @@ def test_the_pipeline_does_what_its_single_jobs_do(preset):
             assert {k: own[k] for k in shared} == {k: whole[k] for k in shared}, path
 
 
-def test_composing_is_shown_in_a_latent_that_knows_the_condition_alone():
-    config = job(CONFIGS / "compose" / "pipeline.yaml")
+@pytest.mark.parametrize("preset", ["default", "demo"])
+def test_composing_is_shown_in_a_latent_that_knows_the_condition_alone(preset):
+    config = job(CONFIGS / preset / "pipeline.yaml")
     column = config.transport.columns
     assert column == config.vae.encoder_columns == config.vae.decoder_columns == ["condition"]
     assert (config.vae.mask.scheme, config.vae.mask.p) == ("fixed", 0)
