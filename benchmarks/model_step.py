@@ -1,19 +1,22 @@
 """How many cells per CPU-second do the networks train, decode and sample?
 
-Every row also says which share of the machine's own fp32 matrix-product rate, measured between the
-rows, its arithmetic reaches. Run from the project root, on an otherwise idle core:
+Every row also says which share of the machine's own fp32 matrix-product rate, measured between its
+repeats, its matrix products reach. A training step is the loop's own: forward and backward of each
+part of the preset's minibatch, clipping, AdamW and averaged weights. Run from the project root, on
+an otherwise idle core:
 
-    OMP_NUM_THREADS=1 python benchmarks/model_step.py [demo] [paper]
+    OMP_NUM_THREADS=1 python benchmarks/model_step.py [demo] [compose] [paper]
 
 On CUDA, seconds are wall seconds, and rows for bf16 and torch.compile are added.
 """
 
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -21,14 +24,25 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from save_dist.config.load import load
-from save_dist.config.schema import BlocksJob, FlowConfig, TrainJob, VaeConfig
+from save_dist.config.schema import (
+    BlocksJob,
+    FlowConfig,
+    GenerateJob,
+    OptimConfig,
+    TrainJob,
+    VaeConfig,
+)
+from save_dist.core.memory import keep_freed_memory
 from save_dist.flow.guidance import guided
 from save_dist.flow.path import straight_path
 from save_dist.flow.solver import integrate
 from save_dist.models.vae import Vae, VaeShape
 from save_dist.models.velocity import Velocity, make_flow_velocity
+from save_dist.training.optim import make_average, make_optimizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+N_ENCODED = 1024  # cells that training encodes at a time
+WIDE_PART = 64
 ALL_GENES = 19_112  # a preset without `genes.n_top` takes all genes; the paper had these
 SIZES, COLUMNS = (2, 8), ("condition", "cell_type")
 MATMUL = 1024
@@ -39,20 +53,34 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass(frozen=True)
 class Preset:
-    """One configuration and the minibatch it is measured with."""
+    """One configuration and its minibatches."""
 
     name: str
     n_genes: int
     genes_per_block: int
     vae: VaeConfig
     flow: FlowConfig
+    n_sampled: int
+    """Cells sampled and decoded at a time."""
 
-    @property
-    def n_cells(self) -> int:
-        """Cells per minibatch: the preset's own, less on a CPU for wide networks."""
+    def part_of(self, optim: OptimConfig) -> tuple[int, int]:
+        """Cells of one forward and backward pass, and passes per step.
+
+        The preset's own, but that wide networks on a CPU take their minibatch in parts of 64:
+        what passes between their layers then stays in the cache.
+        """
+        n_cells = optim.cells_per_step // optim.n_accumulation
         if DEVICE.type == "cpu" and self.vae.width > 128:
-            return 64
-        return self.vae.optim.cells_per_step
+            n_cells = min(n_cells, WIDE_PART)
+        return n_cells, optim.cells_per_step // n_cells
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    part: str
+    n_cells: int
+    work: Callable[[], object]
 
 
 class Cells(NamedTuple):
@@ -80,14 +108,16 @@ def main(names: list[str]) -> None:
     """Print one table per preset."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    keep_freed_memory()  # as training does
     for preset in map(read_preset, names or ["demo", "paper"]):
-        print(f"\n{preset.name}: {preset.n_genes} genes, minibatch {preset.n_cells}, {DEVICE}")
-        print(f"{'part':<16}{'mode':<18}{'cells/s':>10}{'MFLOP/cell':>12}{'matmul share':>14}")
+        print(f"\n{preset.name}: {preset.n_genes} genes, {DEVICE}")
+        head = f"{'cells':>6}{'cells/s':>10}{'MFLOP/cell':>12}{'matmul share':>14}"
+        print(f"{'part':<16}{'mode':<18}{head}")
         for mode in modes():
-            for part, work in parts(preset, mode):
-                rate, flops = measure(work, preset.n_cells)
-                share = rate * flops / matmul_rate(mode.dtype)
-                print(f"{part:<16}{mode!s:<18}{rate:>10,.0f}{flops / 1e6:>12.1f}{share:>14.2f}")
+            for row in rows(preset, mode):
+                rate, flops, share = measure(row, mode)
+                numbers = f"{row.n_cells:>6}{rate:>10,.0f}{flops / 1e6:>12.1f}{share:>14.2f}"
+                print(f"{row.part:<16}{mode!s:<18}{numbers}")
 
 
 def read_preset(name: str) -> Preset:
@@ -95,7 +125,9 @@ def read_preset(name: str) -> Preset:
     train = load(TrainJob, CONFIGS / name / "train.yaml")
     blocks = load(BlocksJob, CONFIGS / name / "blocks.yaml")
     n_genes = blocks.genes.n_top or ALL_GENES
-    return Preset(name, n_genes, blocks.blocks.genes_per_block, train.vae, train.flow)
+    n_sampled = load(GenerateJob, CONFIGS / name / "generate.yaml").output.cells_per_minibatch
+    genes_per_block = blocks.blocks.genes_per_block
+    return Preset(name, n_genes, genes_per_block, train.vae, train.flow, n_sampled)
 
 
 def modes() -> list[Mode]:
@@ -106,41 +138,73 @@ def modes() -> list[Mode]:
     return [plain, *(Mode(torch.bfloat16, compiled) for compiled in (False, True))]
 
 
-def parts(preset: Preset, mode: Mode) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Name and one unit of work of each row; a unit handles one minibatch."""
-    vae, cells = make_vae(preset)
+def rows(preset: Preset, mode: Mode) -> Iterator[Row]:
+    """What is measured, one after the other."""
+    vae = make_vae(preset)
     velocity = make_flow_velocity(preset.vae.latent_dim, SIZES, preset.flow).to(DEVICE)
-    y = torch.randn(preset.n_cells, velocity.dim, device=DEVICE)
-    t = torch.rand(preset.n_cells, device=DEVICE)
-    codes, library = cells.codes, cells.counts.sum(1)
-    yield "vae step", step_of(vae, mode, lambda net: elbo(net, cells))
-    yield "flow step", step_of(velocity, mode, lambda net: flow_loss(net, y, t, codes))
-    yield "encode", without_gradients(mode, lambda: vae.encode(cells.log_x, codes))
-    yield "decode", without_gradients(mode, lambda: vae.decode(cells.noise, codes, library).mean)
-    yield "sample latents", without_gradients(mode, lambda: sample(velocity, y, codes))
+
+    n_cells, n_parts = preset.part_of(preset.vae.optim)
+    cells = make_cells(preset, n_cells)
+    step = step_of(vae, mode, preset.vae.optim, n_parts, lambda net: elbo(net, cells))
+    yield Row("vae step", n_cells * n_parts, step)
+
+    n_cells, n_parts = preset.part_of(preset.flow.optim)
+    y, t = torch.randn(n_cells, velocity.dim, device=DEVICE), torch.rand(n_cells, device=DEVICE)
+    codes = make_codes(n_cells)
+    loss = partial(flow_loss, x_1=y, t=t, codes=codes)
+    yield Row(
+        "flow step",
+        n_cells * n_parts,
+        step_of(velocity, mode, preset.flow.optim, n_parts, loss),
+    )
+
+    cells = make_cells(preset, N_ENCODED)
+    encode = partial(vae.encode, cells.log_x, cells.codes)
+    yield Row("encode", N_ENCODED, without_gradients(mode, encode))
+
+    n_cells = preset.n_sampled
+    x_0, codes = torch.randn(n_cells, velocity.dim, device=DEVICE), make_codes(n_cells)
+    z, library = x_0[:, 1:], torch.full((n_cells,), 1500.0, device=DEVICE)
+    decode = without_gradients(mode, lambda: vae.decode(z, codes, library).mean)
+    yield Row("decode", n_cells, decode)
+    yield Row(
+        "sample latents", n_cells, without_gradients(mode, lambda: sample(velocity, x_0, codes))
+    )
 
 
-def make_vae(preset: Preset) -> tuple[Vae, Cells]:
-    """A fresh VAE and a minibatch."""
-    n_genes, n_cells, config = preset.n_genes, preset.n_cells, preset.vae
+def make_vae(preset: Preset) -> Vae:
+    """A fresh VAE."""
+    n_genes, config = preset.n_genes, preset.vae
     n_blocks = -(-n_genes // preset.genes_per_block)
     members = torch.full((n_blocks * preset.genes_per_block,), -1)
     members[:n_genes] = torch.randperm(n_genes)
-    fraction = torch.rand(n_genes) ** 4
-    fraction /= fraction.sum()
-    counts = torch.poisson(1500 * fraction.expand(n_cells, -1))
-    log_x = torch.log1p(counts / counts.sum(1, keepdim=True) * 1e4)
     shape = VaeShape(members.view(n_blocks, -1), n_genes, SIZES, COLUMNS)
-    vae = Vae(shape, config, log_x.amax(0).clamp_min(1), fraction).to(DEVICE)
-    codes = torch.stack([torch.randint(0, n, (n_cells,)) for n in SIZES], dim=1)
+    scale = torch.full((n_genes,), 4.0)
+    return Vae(shape, config, scale, gene_fractions(n_genes)).to(DEVICE)
+
+
+def gene_fractions(n_genes: int) -> Tensor:
+    """Uneven shares: of 1000 genes, 55% of the counts are 0; of the demo's, 63%."""
+    fraction = torch.rand(n_genes) ** 4
+    return fraction / fraction.sum()
+
+
+def make_cells(preset: Preset, n_cells: int) -> Cells:
+    """A minibatch."""
+    config = preset.vae
+    counts = torch.poisson(1500 * gene_fractions(preset.n_genes).expand(n_cells, -1))
+    log_x = torch.log1p(counts / counts.sum(1, keepdim=True) * 1e4)
     noise = torch.randn(n_cells, config.latent_dim)
     hidden = None
     if config.latent_mask is not None:
         n_tokens = config.latent_dim // config.latent_token_width
         hidden = (torch.rand(n_cells, n_tokens) < 0.3).to(DEVICE)
-    return vae, Cells(
-        log_x.to(DEVICE), counts.to(DEVICE), codes.to(DEVICE), noise.to(DEVICE), hidden
-    )
+    return Cells(log_x.to(DEVICE), counts.to(DEVICE), make_codes(n_cells), noise.to(DEVICE), hidden)
+
+
+def make_codes(n_cells: int) -> Tensor:
+    """Conditions of a minibatch."""
+    return torch.stack([torch.randint(0, n, (n_cells,)) for n in SIZES], dim=1).to(DEVICE)
 
 
 def elbo(vae: Network, cells: Cells) -> Tensor:
@@ -165,18 +229,26 @@ def sample(velocity: Velocity, x_0: Tensor, codes: Tensor) -> Tensor:
 
 
 def step_of(
-    network: nn.Module, mode: Mode, loss: Callable[[Network], Tensor]
+    network: nn.Module,
+    mode: Mode,
+    config: OptimConfig,
+    n_parts: int,
+    loss: Callable[[Network], Tensor],
 ) -> Callable[[], None]:
-    """One optimiser step: forward, backward, AdamW."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    """One optimiser step as the training loop takes it."""
+    optimizer = make_optimizer(network.parameters(), config)
+    average = make_average(network, config)
     forward: Network = torch.compile(network) if mode.compiled else network
 
     def step() -> None:
-        with autocast(mode):
-            value = loss(forward)
-        value.backward()  # type: ignore[no-untyped-call]  # torch's
+        for _ in range(n_parts):
+            with autocast(mode):
+                value = loss(forward) / n_parts
+            value.backward()  # type: ignore[no-untyped-call]  # torch's
+        float(nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        average.update_parameters(network)
 
     return step
 
@@ -196,15 +268,20 @@ def autocast(mode: Mode) -> torch.autocast:
     return torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=mode.dtype != torch.float32)
 
 
-def measure(work: Callable[[], object], n_cells: int) -> tuple[float, float]:
-    """Cells per second (median over repeats) and counted operations per cell."""
-    work()  # compiles
+def measure(row: Row, mode: Mode) -> tuple[float, float, float]:
+    """Cells per second, counted operations per cell, and share of the matrix-product rate.
+
+    Medians over repeats, each of them next to a matrix product of its own.
+    """
+    row.work()  # compiles
     with FlopCounterMode(display=False) as counter:
-        work()
-    times: list[float] = []
+        row.work()
+    n_flops = counter.get_total_flops()
+    times, shares = [], []
     while len(times) < 3 or sum(times) < SECONDS_PER_ROW:
-        times.append(seconds(work))
-    return n_cells / statistics.median(times), counter.get_total_flops() / n_cells
+        times.append(seconds(row.work))
+        shares.append(n_flops / times[-1] / matmul_rate(mode.dtype))
+    return row.n_cells / median(times), n_flops / row.n_cells, median(shares)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -224,7 +301,7 @@ def matmul_rate(dtype: torch.dtype) -> float:
     """Operations per second of one large matrix product."""
     side = MATMUL if DEVICE.type == "cpu" else 8 * MATMUL
     a, b = torch.randn(2, side, side, device=DEVICE, dtype=dtype)
-    return 2 * side**3 / statistics.median(seconds(lambda: a @ b) for _ in range(7))
+    return 2 * side**3 / median(seconds(lambda: a @ b) for _ in range(3))
 
 
 if __name__ == "__main__":
