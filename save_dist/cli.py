@@ -27,6 +27,7 @@ from save_dist.core.durable import write_bytes, write_json
 from save_dist.core.errors import ConfigError, InfrastructureError, PartialError, SaveDistError
 from save_dist.core.paths import RunPaths
 from save_dist.pipelines import doctor as physician
+from save_dist.pipelines import export as export_forms
 from save_dist.pipelines import schedule, verbs
 from save_dist.pipelines import status as progress_of
 from save_dist.pipelines.context import Context, Summary
@@ -106,6 +107,17 @@ def verify(
     resampling = verbs.Resampling(resample, model, seed)
     work = partial(verbs.verify, atlas, mend=mend, resampling=resampling)
     raise typer.Exit(_ending(work, {"verb": "verify"}))
+
+
+@app.command(help="Write an atlas in another form; goes on where it was killed.")
+def export(
+    atlas: Annotated[Path, typer.Argument(help="RUN/atlas.zarr")],
+    output: Annotated[Path, typer.Argument(help="File or folder to write; never replaced.")],
+    to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(export_forms.FORMS)}.")],
+) -> None:
+    """One part in memory at a time."""
+    work = partial(export_forms.export, atlas, output, to)
+    raise typer.Exit(_ending(work, {"verb": "export"}))
 
 
 @app.command(help="Run a job on a Ray cluster: start it, or join the same one if it runs.")
