@@ -161,8 +161,8 @@ def schedule_tick(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: 
         asked = load(schema.GenerateJob, config, set_)
         tick = schedule.look(asked)
         summary.update(run_dir=str(tick.paths.root), plan_hash=tick.plan_hash)
-        if tick.is_complete:
-            return {"did": "nothing: the atlas is complete"}
+        if tick.atlas is not None:
+            return {"did": "nothing: the atlas is complete", "atlas": str(tick.atlas)}
         with lease.hold(tick.lease) as is_ours:
             if not is_ours:
                 return {"did": "nothing: another run makes this atlas"}
@@ -170,6 +170,12 @@ def schedule_tick(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: 
             return {"did": "generated", "stages": _execute("generate", tick.config)}
 
     raise typer.Exit(_ending(work, summary, writes_result=True))
+
+
+@app.command(help="The atlases that a run has made, and the newest complete one.")
+def atlases(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Every line of the run's catalogue, scheduled atlases too."""
+    raise typer.Exit(_ending(partial(verbs.atlases, run), {"verb": "atlases"}))
 
 
 @app.command(help="Check machine, cluster and configuration before a job runs on them.")

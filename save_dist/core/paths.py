@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+ATLASES = "atlases"
+"""Folder below a run that holds one run folder per scheduled pair of model and grid."""
+
 
 @dataclass(frozen=True)
 class RunPaths:
@@ -53,6 +56,12 @@ class RunPaths:
     def atlas(self) -> Path:
         """Generated cells."""
         return self.root / "atlas.zarr"
+
+    @property
+    def catalogue(self) -> Path:
+        """The atlases of the run, one line per event; scheduled ones stand in that of the run."""
+        is_scheduled = self.root.parent.name == ATLASES
+        return (self.root.parent.parent if is_scheduled else self.root) / "catalogue.jsonl"
 
     @property
     def report(self) -> Path:

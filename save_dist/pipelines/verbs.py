@@ -23,6 +23,7 @@ from save_dist.pipelines.transfer import transfer
 from save_dist.pipelines.whole import pipeline
 from save_dist.stores.atlas import discard_parts
 from save_dist.stores.atlas import verify as verify_atlas
+from save_dist.stores.catalogue import entries, newest_complete
 
 RUN: dict[str, Callable[[Any, Context], Summary]] = {
     "ingest": ingest,
@@ -114,6 +115,16 @@ def simulate(output: Path, cells: int, genes: int, interaction: float, seed: int
     output.parent.mkdir(parents=True, exist_ok=True)
     adata.write_h5ad(output)
     return {"output": str(output), "n_cells": adata.n_obs, "n_genes": adata.n_vars}
+
+
+def atlases(run: Path) -> Summary:
+    """What the catalogue of a run lists; the newest complete atlas is checked to be there."""
+    place = RunPaths(run).catalogue
+    newest = newest_complete(place)
+    return {
+        "atlases": [dataclasses.asdict(entry) for entry in entries(place)],
+        "newest_complete": None if newest is None else str(newest),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
