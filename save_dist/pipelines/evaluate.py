@@ -47,7 +47,9 @@ def evaluate(config: EvaluateJob | PipelineJob, context: Context) -> Summary:
     train = _real(vocabulary, at_most(index.where(TRAIN), TRAIN_CELLS, seed))
     test = _real(vocabulary, at_most_per_combination(index.where(TEST), cap, seed))
     held_out = _real(vocabulary, at_most_per_combination(index.where(HELD_OUT), cap, seed))
-    counts, codes = read_cells(context.paths.atlas, vocabulary.conditions, cap, seed)
+    counts, codes = read_cells(
+        context.paths.atlas, vocabulary.conditions, vocabulary.genes, cap, seed
+    )
 
     with context.progress.task("evaluating", None, "jobs") as task:
         scores = score(

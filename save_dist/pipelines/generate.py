@@ -10,7 +10,7 @@ from save_dist.core.errors import AtlasError, PartialError
 from save_dist.core.paths import RunPaths
 from save_dist.generation.extension import continued
 from save_dist.generation.grid import GridPlan, plan_grid
-from save_dist.generation.tables import settle
+from save_dist.generation.tables import settle, settle_output
 from save_dist.pipelines.context import Context, Summary, record
 from save_dist.pipelines.provenance import versions
 from save_dist.stores import atlas, catalogue
@@ -80,7 +80,7 @@ def plan_for(config: GenerateJob | PipelineJob, paths: RunPaths) -> GridPlan:
 def fresh_plan(config: GenerateJob | PipelineJob, paths: RunPaths) -> GridPlan:
     """The plan of the configured grid alone, for the run's model."""
     model = load_bundle(paths.model).facts
-    return plan_grid(settle(config.grid, model), config.output, model)
+    return plan_grid(settle(config.grid, model), settle_output(config.output, model), model)
 
 
 def _note(plan: GridPlan, paths: RunPaths, digest: str = "") -> None:

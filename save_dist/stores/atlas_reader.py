@@ -11,20 +11,31 @@ from save_dist.core.errors import AtlasError
 from save_dist.data.subsample import rows_per_combination
 from save_dist.stores.template import MASK
 from save_dist.vocab.conditions import ConditionVocabulary
+from save_dist.vocab.genes import GeneVocabulary
 
 
 def read_cells(
-    path: Path, conditions: ConditionVocabulary, n_cells: int, seed: int
+    path: Path,
+    conditions: ConditionVocabulary,
+    genes: GeneVocabulary,
+    n_cells: int,
+    seed: int,
 ) -> tuple[UInt16[ndarray, "cell gene"], Int16[ndarray, "cell field"]]:
     """At most `n_cells` of every condition: counts and condition codes.
 
     Raises:
-        AtlasError: if there is no atlas at `path`, or it has other conditions or masked ones.
+        AtlasError: if there is no atlas at `path`, or it has other conditions, masked ones, or
+            other genes.
     """
     try:
         store = zarr.open_group(path, mode="r")
     except FileNotFoundError as e:
         raise AtlasError(f"{path} holds no atlas; generate one first") from e
+    if tuple(store["var/_index"][:].tolist()) != genes.ids:
+        raise AtlasError(
+            f"{path} holds {store['X'].shape[1]} genes, expected the {len(genes)} of the run; an "
+            "atlas of some genes (output.genes) or of another model cannot be evaluated here"
+        )
     codes = np.stack([_codes(store, path, conditions, c) for c in conditions.columns], axis=1)
     rows = rows_per_combination(codes, n_cells, seed)
     counts: ndarray = store["X"].oindex[rows, :]

@@ -195,7 +195,7 @@ def test_a_masked_column_says_so_in_every_cell(tmp_path, model):
     assert set(group["obs/condition/codes"][:].tolist()) == {2}
     assert group["obs/n_train_cells"][:].tolist() == [70] * 8 + [30] * 8 + [5] * 8
     with pytest.raises(AtlasError, match="leaves 'condition' masked"):
-        read_cells(path, plan.model.conditions, 5, 0)
+        read_cells(path, plan.model.conditions, plan.model.genes, 5, 0)
 
 
 def test_uneven_numbers_of_cells_leave_the_same_cells(tmp_path, finished, model):
