@@ -28,9 +28,10 @@ from save_dist.generation.draw import draw_counts
 from save_dist.generation.grid import GridPlan, plan_grid
 from save_dist.generation.routes import Routes, check_composable
 from save_dist.generation.sampler import sample_conditions
-from save_dist.generation.tables import settle
+from save_dist.generation.tables import settle, settle_output
 from save_dist.generation.worker import composer_of, sample_part
 from save_dist.stores.bundle import ModelBundle, load_bundle
+from save_dist.stores.part import PartColumns
 from save_dist.stores.template import MASK
 from save_dist.transfer.recondition import expected_counts, latents, minibatches, target_codes
 
@@ -124,13 +125,13 @@ class Model:
         if not isinstance(grid, GridConfig):
             grid = parse(GridConfig, grid, "grid")
         facts = self.bundle.facts
-        return plan_grid(settle(grid, facts), output or OutputConfig(), facts)
+        return plan_grid(settle(grid, facts), settle_output(output or OutputConfig(), facts), facts)
 
     def sample(self, plan: GridPlan) -> anndata.AnnData:
         """All cells of a plan in memory, bit for bit those of an atlas of this plan.
 
         Returns:
-            as `generate`, but without latents.
+            as `generate`, with the genes, layers and latents of the plan's output settings.
 
         Raises:
             ConfigError: if the plan is of another model.
@@ -143,12 +144,14 @@ class Model:
         composer = composer_of(self.bundle, plan)
         numbers = range(plan.n_parts)
         parts = [sample_part(self.bundle, plan, plan.part(i), composer)[0] for i in numbers]
-        return self._generated(
-            np.concatenate([part.counts for part in parts]),
-            np.concatenate([part.codes for part in parts]),
-            np.concatenate([part.route for part in parts]),
-            plan.routes.names,
-        )
+        cells = PartColumns.joined(parts)
+        names, genes = plan.routes.names, plan.gene_ids
+        adata = self._generated(cells.counts, cells.codes, cells.route, names, genes)
+        if cells.mean is not None:
+            adata.layers["mean"] = cells.mean
+        if cells.latent is not None:
+            adata.obsm["X_save"] = cells.latent
+        return adata
 
     def encode(self, adata: anndata.AnnData) -> Float32[ndarray, "cell latent"]:
         """Posterior mean of z for every cell of `adata` (raw counts in X).
@@ -266,8 +269,10 @@ class Model:
     def _n_latent(self) -> int:
         return self.bundle.vae_config.latent_dim
 
-    def _table(self, counts: Any, obs: pd.DataFrame) -> anndata.AnnData:
-        var = pd.DataFrame(index=pd.Index(self.bundle.genes.ids))
+    def _table(
+        self, counts: Any, obs: pd.DataFrame, genes: Sequence[str] | None = None
+    ) -> anndata.AnnData:
+        var = pd.DataFrame(index=pd.Index(genes or self.bundle.genes.ids))
         return anndata.AnnData(counts, obs=obs, var=var, uns={"save_dist": self._about()})
 
     def _about(self) -> dict[str, str]:
@@ -279,8 +284,9 @@ class Model:
         codes: Int16[ndarray, "cell field"],
         routes: Int[ndarray, " cell"],
         names: Sequence[str],
+        genes: Sequence[str] | None = None,
     ) -> anndata.AnnData:
-        adata = self._table(counts, self._obs(codes))
+        adata = self._table(counts, self._obs(codes), genes)
         adata.obs["route"] = pd.Categorical.from_codes(routes, pd.Index(names))
         return adata
 

@@ -31,6 +31,7 @@ from save_dist.core.paths import RunPaths
 from save_dist.data.simulated_files import Form
 from save_dist.data.truth import SimulationConfig
 from save_dist.pipelines import doctor as physician
+from save_dist.pipelines import export as export_forms
 from save_dist.pipelines import schedule, verbs
 from save_dist.pipelines import simulate as simulate_cells
 from save_dist.pipelines import status as progress_of
@@ -181,6 +182,17 @@ def verify(
     raise typer.Exit(_ending(work, {"verb": "verify"}))
 
 
+@app.command(help="Write an atlas in another form; goes on where it was killed.")
+def export(
+    atlas: Annotated[Path, typer.Argument(help="RUN/atlas.zarr")],
+    output: Annotated[Path, typer.Argument(help="File or folder to write; never replaced.")],
+    to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(export_forms.FORMS)}.")],
+) -> None:
+    """One part in memory at a time."""
+    work = partial(export_forms.export, atlas, output, to)
+    raise typer.Exit(_ending(work, {"verb": "export"}))
+
+
 @app.command(help="Run a job on a Ray cluster: start it, or join the same one if it runs.")
 def submit(
     verb: Annotated[str, typer.Argument(help=f"One of {', '.join(JOBS)}.")],
@@ -222,8 +234,8 @@ def schedule_tick(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: 
         asked = load(schema.GenerateJob, config, set_)
         tick = schedule.look(asked)
         summary.update(run_dir=str(tick.paths.root), plan_hash=tick.plan_hash)
-        if tick.is_complete:
-            return {"did": "nothing: the atlas is complete"}
+        if tick.atlas is not None:
+            return {"did": "nothing: the atlas is complete", "atlas": str(tick.atlas)}
         with lease.hold(tick.lease) as is_ours:
             if not is_ours:
                 return {"did": "nothing: another run makes this atlas"}
@@ -231,6 +243,12 @@ def schedule_tick(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: 
             return {"did": "generated", "stages": _execute("generate", tick.config)}
 
     raise typer.Exit(_ending(work, summary, writes_result=True))
+
+
+@app.command(help="The atlases that a run has made, and the newest complete one.")
+def atlases(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Every line of the run's catalogue, scheduled atlases too."""
+    raise typer.Exit(_ending(partial(verbs.atlases, run), {"verb": "atlases"}))
 
 
 @app.command(help="Check machine, cluster and configuration before a job runs on them.")

@@ -2,7 +2,7 @@
 
 from save_dist.config.schema import GridConfig, OutputConfig
 from save_dist.generation.grid import plan_grid
-from save_dist.generation.tables import settle
+from save_dist.generation.tables import settle, settle_output
 from save_dist.generation.worker import PartWorker
 from save_dist.stores import atlas
 from save_dist.stores.bundle import load_bundle
@@ -13,7 +13,8 @@ N_PARTS = 3
 
 
 def tiny_plan(bundle, grid=GRID, output=OUTPUT):
-    return plan_grid(settle(grid, bundle.facts), output, bundle.facts)
+    facts = bundle.facts
+    return plan_grid(settle(grid, facts), settle_output(output, facts), facts)
 
 
 def begin(folder, bundle_folder, **options):

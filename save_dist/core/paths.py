@@ -21,6 +21,10 @@ def in_package(path: str) -> Path | None:
     return Path(spec.submodule_search_locations[0]) / inside
 
 
+ATLASES = "atlases"
+"""Folder below a run that holds one run folder per scheduled pair of model and grid."""
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """Places of one run."""
@@ -75,6 +79,12 @@ class RunPaths:
     def atlas(self) -> Path:
         """Generated cells."""
         return self.root / "atlas.zarr"
+
+    @property
+    def catalogue(self) -> Path:
+        """The atlases of the run, one line per event; scheduled ones stand in that of the run."""
+        is_scheduled = self.root.parent.name == ATLASES
+        return (self.root.parent.parent if is_scheduled else self.root) / "catalogue.jsonl"
 
     @property
     def report(self) -> Path:

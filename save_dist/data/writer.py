@@ -88,6 +88,24 @@ def write_obs(uri: Path, frame: pd.DataFrame, types: Mapping[str, str], start: i
         experiment.obs.write(table)
 
 
+def write_cells(
+    uri: Path, csr: CsrCounts, frame: pd.DataFrame, types: Mapping[str, str], start: int
+) -> None:
+    """Write counts and obs of rows `start` onwards; again over what a killed writer left.
+
+    Raises:
+        InfrastructureError: if the store cannot be written.
+    """
+    try:
+        write_counts(uri, csr, start)
+        write_obs(uri, frame, types, start)
+    except (OSError, tiledbsoma.SOMAError) as e:
+        raise InfrastructureError(
+            f"could not write rows {start}.. of {uri}: {e}; free space or fix permissions, then "
+            "run again"
+        ) from e
+
+
 def write_counts(uri: Path, csr: CsrCounts, start: int) -> None:
     """Write matrix rows `start` onwards as one fragment; genes must ascend within each row."""
     rows = np.arange(start, start + csr.n_cells, dtype=np.int64)

@@ -16,13 +16,14 @@ import dask
 import dask.array
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import zarr
 from jaxtyping import Int64
 from numpy import ndarray
 
 from save_dist.config.schema import GridConfig
 from save_dist.core.errors import AtlasError, ConfigError, listed
-from save_dist.generation.combinations import matching
+from save_dist.generation.combinations import all_codes, matching
 from save_dist.generation.rows import RowMap, Segment, rows_of
 from save_dist.stores.template import COMPLETE, OWN_COLUMNS, PLAN
 from save_dist.vocab.conditions import ConditionVocabulary
@@ -78,6 +79,17 @@ class Atlas:
         """Rows in one file."""
         return int(self._group["X"].shards[0])
 
+    @property
+    def n_parts(self) -> int:
+        """Files of a matrix."""
+        return -(-self.n_obs // self.cells_per_part)
+
+    @cached_property
+    def uns(self) -> dict[str, Any]:
+        """What made the cells: plan, hashes, versions, settings."""
+        found: dict[str, Any] = anndata.io.read_elem(self._group["uns"])
+        return found
+
     @cached_property
     def var_names(self) -> pd.Index:
         """Gene ids."""
@@ -119,6 +131,17 @@ class Atlas:
             )
         return self._table(ranges)
 
+    def read(self, start: int, stop: int) -> anndata.AnnData:
+        """Rows [start, stop), as far as there are any, in memory, counts as compressed rows."""
+        cells = self._table(np.array([[start, min(stop, self.n_obs)]], np.int64)).to_memory()
+        cells.X = sp.csr_matrix(cells.X)
+        return cells
+
+    def condition_list(self) -> list[dict[str, str]]:
+        """Every condition that has cells; a masked column is absent."""
+        rows = all_codes(self._rows.conditions).tolist()
+        return [self.conditions.decode_one(row) for row in rows]
+
     def ranges(self, **values: Values) -> Int64[ndarray, "range 2"]:
         """First row and row after the last of every run of cells of some conditions.
 
@@ -147,7 +170,6 @@ class Atlas:
         return rows_of(self._grids, self.conditions)
 
     def _table(self, ranges: Int64[ndarray, "range 2"]) -> anndata.AnnData:
-        elements = anndata.io.read_elem(self._group["uns"])
         is_all = len(ranges) == 1 and ranges[0, 1] - ranges[0, 0] == self.n_obs
 
         def lazy(name: str) -> Any:
@@ -157,7 +179,7 @@ class Atlas:
             lazy("X"),
             obs=self._obs(ranges),
             var=pd.DataFrame(index=self.var_names),
-            uns=elements,
+            uns=self.uns,
             layers={name: lazy(f"layers/{name}") for name in self._group["layers"]},
             obsm={name: lazy(f"obsm/{name}") for name in self._group["obsm"]},
         )

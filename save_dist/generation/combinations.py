@@ -158,7 +158,7 @@ def matching(
             choices.append((len(known),))
             continue
         values = columns.get(column)
-        wanted = range(len(known)) if values is None else _codes(column, values, known, where)
+        wanted = range(len(known)) if values is None else codes_for(column, values, known, where)
         choices.append(tuple(wanted))
     return Product(tuple(choices))
 
@@ -199,7 +199,9 @@ def positions_in(
     return found.astype(np.int64)
 
 
-def _codes(column: str, values: Sequence[str], known: Sequence[str], where: str) -> Sequence[int]:
+def codes_for(
+    column: str, values: Sequence[str], known: Sequence[str], where: str
+) -> Sequence[int]:
     """Codes that the values and patterns stand for, ascending."""
     code = {value: i for i, value in enumerate(known)}
     found: set[int] = set()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from save_dist.config.load import resolved
-from save_dist.config.schema import GridConfig, OutputConfig
+from save_dist.config.schema import FromFile, GridConfig, OutputConfig
 from save_dist.core.durable import digest
 from save_dist.core.errors import AtlasError, ConfigError, listed
 from save_dist.generation.combinations import Combinations
@@ -29,6 +29,8 @@ FORMAT = 3
 """Version of how a plan becomes cells; raised when the same plan would give other numbers."""
 BYTES_PER_VALUE = 0.1
 """Compressed bytes per cell and gene, as measured on sparse counts; for estimates."""
+BYTES_PER_MEAN = 3.4
+"""Compressed bytes of an expected count; means are never exactly zero."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,13 @@ class GridPlan:
             }
         )
 
+    @property
+    def gene_ids(self) -> tuple[str, ...]:
+        """Genes that are stored, in the order of the model."""
+        chosen = self.output.genes
+        assert not isinstance(chosen, FromFile), "files are read before planning"
+        return self.model.genes.ids if chosen is None else tuple(chosen)
+
     def part(self, index: int) -> Part:
         """Rows of one part, cut where the condition changes."""
         assert 0 <= index < self.n_parts, (index, self.n_parts)
@@ -143,7 +152,9 @@ class GridPlan:
             n_cells=self.n_cells,
             cells_per_part=self.output.cells_per_part,
             cells_per_chunk=self.output.cells_per_chunk,
-            gene_ids=self.model.genes.ids,
+            gene_ids=self.gene_ids,
+            layers=tuple(self.output.layers),
+            n_latent=self.model.n_latent if self.output.latents else 0,
             categories=self._categories(),
             plan_hash=self.hash,
             model_hash=self.model.hash,
@@ -169,7 +180,9 @@ class GridPlan:
         n_composed = self.conditions.n_within(self.routes.composed(self._masked))
         any_control = replace(self.routes, min_support=1)
         n_carried = self.conditions.n_within(any_control.composed(self._masked))
-        n_genes = len(self.model.genes)
+        n_genes = len(self.gene_ids)
+        per_cell = n_genes * (BYTES_PER_VALUE + BYTES_PER_MEAN * len(self.output.layers)) + 16
+        per_cell += 4 * self.model.n_latent if self.output.latents else 0
         return GridSummary(
             n_conditions=self.n_conditions,
             n_seen=n_seen,
@@ -178,7 +191,7 @@ class GridPlan:
             n_poorly_supported=n_carried - n_composed,
             n_cells=self.n_cells,
             n_parts=self.n_parts,
-            bytes_estimate=round(self.n_cells * (n_genes * BYTES_PER_VALUE + 16)),
+            bytes_estimate=round(self.n_cells * per_cell),
         )
 
     @property

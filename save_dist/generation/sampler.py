@@ -38,6 +38,8 @@ class SampledCells:
     """Expected counts per cell."""
     n_evaluations: int
     """Evaluations of the velocity field."""
+    mean: Float32[ndarray, "cell gene"] | None = None
+    """Expected counts, if they were asked for."""
 
 
 def cell_seeds(
@@ -97,14 +99,30 @@ def sample_cells(
     solver: SolverConfig,
     cells_per_minibatch: int,
     composer: Composer | None = None,
+    genes: Int64[ndarray, " gene"] | None = None,
+    with_means: bool = False,
 ) -> SampledCells:
     """Cells of any conditions; each `cells_per_minibatch` neighbours share a minibatch.
 
     Which cells share one decides the last bits of a cell (sums in another order), hence it is
-    part of the plan.
+    part of the plan. All genes are drawn, so that choosing `genes` changes no count.
+
+    Args:
+        bundle: the model.
+        codes: condition of each cell.
+        seeds: of each cell.
+        guidance: of the flow.
+        solver: of flow and transport.
+        cells_per_minibatch: cells sampled at once.
+        composer: carries the cells of unseen combinations; None: every cell goes direct.
+        genes: positions of the genes to keep; None: all.
+        with_means: keep expected counts, too.
     """
+    kept = slice(None) if genes is None else genes
     n_cells, scale = seeds.size, bundle.latent_scale
-    counts = np.empty((n_cells, len(bundle.genes)), dtype=np.uint16)
+    n_genes = len(bundle.genes) if genes is None else genes.size
+    counts = np.empty((n_cells, n_genes), dtype=np.uint16)
+    mean = np.empty(counts.shape, dtype=np.float32) if with_means else None
     latent = np.empty((n_cells, scale.mean.size - 1), dtype=np.float32)
     library = np.empty(n_cells, dtype=np.float32)
     n_evaluations = 0
@@ -118,9 +136,12 @@ def sample_cells(
             solver=solver,
             composer=composer,
         )
-        counts[rows], latent[rows], library[rows] = cells.counts, cells.latent, cells.library
+        counts[rows], latent[rows] = cells.counts[:, kept], cells.latent
+        library[rows] = cells.library
+        if mean is not None and cells.mean is not None:
+            mean[rows] = cells.mean[:, kept]
         n_evaluations += cells.n_evaluations
-    return SampledCells(counts, latent, library, n_evaluations)
+    return SampledCells(counts, latent, library, n_evaluations, mean)
 
 
 def sample_minibatch(
@@ -160,11 +181,11 @@ def sample_minibatch(
         check_finite(bundle, codes, cells)
         condition = torch.from_numpy(codes).to(x.device)
         px = bundle.vae.decode(cells.latent, condition, cells.library, logit_offset=offset)
+        mean = px.mean.float().cpu().numpy()
         counts = draw_counts(
-            px.mean.float().cpu().numpy(),
+            mean,
             px.inverse_dispersion.float().cpu().numpy(),
             stream(seeds, "counts"),
         )
-    return SampledCells(
-        counts, cells.latent.cpu().numpy(), cells.library.cpu().numpy(), n_evaluations
-    )
+    latent, library = cells.latent.cpu().numpy(), cells.library.cpu().numpy()
+    return SampledCells(counts, latent, library, n_evaluations, mean)

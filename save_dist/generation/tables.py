@@ -13,9 +13,9 @@ import pandas as pd
 from jaxtyping import Int16, Int64
 from numpy import ndarray
 
-from save_dist.config.schema import CellTable, FromFile, GridConfig
+from save_dist.config.schema import CellTable, FromFile, GridConfig, OutputConfig
 from save_dist.core.errors import ConfigError, listed
-from save_dist.generation.combinations import resolve
+from save_dist.generation.combinations import codes_for, resolve
 from save_dist.generation.routes import Routes
 from save_dist.stores.facts import ModelFacts
 from save_dist.vocab.conditions import ConditionVocabulary
@@ -42,6 +42,24 @@ def settle(grid: GridConfig, model: ModelFacts) -> GridConfig:
     if cells == "as_many_as_real":
         cells = _real_cells(settled, model)
     return settled.model_copy(update={"cells_per_condition": cells})
+
+
+def settle_output(output: OutputConfig, model: ModelFacts) -> OutputConfig:
+    """The output settings with genes listed by id, in the order of the model.
+
+    Raises:
+        ConfigError: for a file that cannot be read, or a gene or pattern the model does not know.
+    """
+    genes = output.genes
+    if genes is None:
+        return output
+    wanted = read_values(genes, "gene_id") if isinstance(genes, FromFile) else genes
+    found = codes_for("gene", wanted, model.genes.ids, "output.genes")
+    if not found:
+        raise ConfigError("output.genes is empty; name at least one gene, or leave it out for all")
+    names = [model.genes.ids[i] for i in found]
+    kept = None if len(names) == len(model.genes) else names
+    return output.model_copy(update={"genes": kept})
 
 
 def read_values(source: FromFile, name: str) -> list[str]:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
 
 from save_dist.core.errors import AtlasError
 from save_dist.generation.compose import Composer
@@ -104,6 +106,8 @@ def _sample_run(
         solver=plan.grid.solver,
         cells_per_minibatch=plan.output.cells_per_minibatch,
         composer=composer,
+        genes=_stored_genes(plan),
+        with_means="mean" in plan.output.layers,
     )
     columns = PartColumns(
         counts=cells.counts,
@@ -112,8 +116,18 @@ def _sample_run(
         route=np.repeat(np.array([r.number for r in routes], np.int16), sizes),
         n_route_cells=np.repeat(np.array([r.n_start_cells for r in routes], np.int64), sizes),
         cell_seed=cell_seed,
+        mean=cells.mean,
+        latent=cells.latent if plan.output.latents else None,
     )
     return columns, cells.n_evaluations
+
+
+def _stored_genes(plan: GridPlan) -> Int64[ndarray, " gene"] | None:
+    """Positions in the model of the genes that the plan keeps; None: all."""
+    if plan.output.genes is None:
+        return None
+    place = {name: i for i, name in enumerate(plan.model.genes.ids)}
+    return np.array([place[name] for name in plan.gene_ids], np.int64)
 
 
 def composer_of(bundle: ModelBundle, plan: GridPlan) -> Composer | None:

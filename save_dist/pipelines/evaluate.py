@@ -88,7 +88,7 @@ def _tables(
     seed, n_genes, conditions = config.run.seed, len(vocabulary.genes), vocabulary.conditions
     most = DRAWS * config.evaluate.n_max
     read = soma_reader(source, vocabulary.gene_positions)
-    atlas = choose_cells(context.paths.atlas, conditions, most, seed)
+    atlas = choose_cells(context.paths.atlas, conditions, vocabulary.genes, most, seed)
 
     def real(chosen: CellIndex) -> CellTable:
         return CellTable.lazy(read, chosen.joinids, chosen.codes, n_genes, np.float32)

@@ -10,10 +10,10 @@ from save_dist.core.errors import AtlasError, PartialError
 from save_dist.core.paths import RunPaths
 from save_dist.generation.extension import continued
 from save_dist.generation.grid import GridPlan, plan_grid
-from save_dist.generation.tables import settle
+from save_dist.generation.tables import settle, settle_output
 from save_dist.pipelines.context import Context, Summary, record
 from save_dist.pipelines.provenance import versions
-from save_dist.stores import atlas
+from save_dist.stores import atlas, catalogue
 from save_dist.stores.bundle import load_bundle
 from save_dist.stores.receipts import missing_parts, read_record
 
@@ -31,6 +31,7 @@ def generate(config: GenerateJob | PipelineJob, context: Context) -> Summary:
 
     missing = missing_parts(path)
     if missing:
+        _note(plan, context.paths)
         outcomes = cluster_generate.generate(
             missing,
             plan.n_cells_in(missing),
@@ -42,13 +43,15 @@ def generate(config: GenerateJob | PipelineJob, context: Context) -> Summary:
         _log(outcomes, context)
         _require_all(plan, outcomes, missing_parts(path))
 
+    digest = atlas.finish(path)
+    _note(plan, context.paths, digest)
     summary = {
         "n_cells": plan.n_cells,
         "n_conditions": plan.n_conditions,
         "n_parts": plan.n_parts,
         "model_hash": plan.model.hash,
         "plan_hash": plan.hash,
-        "atlas_digest": atlas.finish(path),
+        "atlas_digest": digest,
     }
     return record(context, "generate", plan.hash, summary)
 
@@ -77,7 +80,19 @@ def plan_for(config: GenerateJob | PipelineJob, paths: RunPaths) -> GridPlan:
 def fresh_plan(config: GenerateJob | PipelineJob, paths: RunPaths) -> GridPlan:
     """The plan of the configured grid alone, for the run's model."""
     model = load_bundle(paths.model).facts
-    return plan_grid(settle(config.grid, model), config.output, model)
+    return plan_grid(settle(config.grid, model), settle_output(config.output, model), model)
+
+
+def _note(plan: GridPlan, paths: RunPaths, digest: str = "") -> None:
+    """Enter the atlas in the run's catalogue: begun, or with a digest finished."""
+    catalogue.note(
+        paths.catalogue,
+        paths.atlas,
+        model_hash=plan.model.hash,
+        plan_hash=plan.hash,
+        n_cells=plan.n_cells,
+        digest=digest,
+    )
 
 
 def _log_plan(plan: GridPlan) -> None:

@@ -2,7 +2,7 @@
 
 Every pair of model and grid has a folder of its own below the run, named by its plan, with a copy
 of the model. So a new model or another grid never touches what was made before, and an atlas
-keeps the model it came from.
+keeps the model it came from. Which atlases there are stands in the run's catalogue.
 """
 
 import shutil
@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from save_dist.config.schema import GenerateJob
-from save_dist.core.durable import read_json, verify_folder
-from save_dist.core.errors import AtlasError, CheckpointError
-from save_dist.core.paths import RunPaths
+from save_dist.core.durable import verify_folder
+from save_dist.core.errors import CheckpointError
+from save_dist.core.paths import ATLASES, RunPaths
 from save_dist.pipelines.generate import fresh_plan
-from save_dist.stores.receipts import missing_parts
+from save_dist.stores.catalogue import newest_complete
 
-FOLDER = "atlases"
 LEASE = "lease.json"
 
 
@@ -27,11 +26,12 @@ class Tick:
     config: GenerateJob
     """The job, its run folder that of the plan."""
     plan_hash: str
-    is_complete: bool
+    atlas: Path | None
+    """The newest complete atlas of this model and grid; None: it has to be made."""
 
     @property
     def paths(self) -> RunPaths:
-        """Places of the atlas."""
+        """Places of the atlas to make."""
         return RunPaths(self.config.run.dir)
 
     @property
@@ -42,11 +42,12 @@ class Tick:
 
 def look(config: GenerateJob) -> Tick:
     """What is asked for, and whether it is there; changes nothing."""
-    plan = fresh_plan(config, RunPaths(config.run.dir))
-    folder = config.run.dir / FOLDER / plan.hash[:16]
+    base = RunPaths(config.run.dir)
+    plan = fresh_plan(config, base)
+    folder = base.root / ATLASES / plan.hash[:16]
     run = config.run.model_copy(update={"dir": folder})
-    own = config.model_copy(update={"run": run})
-    return Tick(own, plan.hash, _is_complete(RunPaths(folder), plan.hash))
+    found = newest_complete(base.catalogue, model_hash=plan.model.hash, plan_hash=plan.hash)
+    return Tick(config.model_copy(update={"run": run}), plan.hash, found)
 
 
 def take_model(tick: Tick, source: Path) -> None:
@@ -63,14 +64,3 @@ def take_model(tick: Tick, source: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
     verify_folder(target)
-
-
-def _is_complete(paths: RunPaths, plan_hash: str) -> bool:
-    """Whether generation ended under this plan and every receipt still fits its files."""
-    record = paths.stages / "generate.json"
-    if not record.is_file() or read_json(record)["key"] != plan_hash:
-        return False
-    try:
-        return not missing_parts(paths.atlas)
-    except AtlasError:
-        return False

@@ -22,6 +22,7 @@ from save_dist.pipelines.transfer import transfer
 from save_dist.pipelines.whole import pipeline
 from save_dist.stores.atlas import discard_parts
 from save_dist.stores.atlas import verify as verify_atlas
+from save_dist.stores.catalogue import entries, newest_complete
 
 RUN: dict[str, Callable[[Any, Context], Summary]] = {
     "ingest": ingest,
@@ -107,6 +108,16 @@ PLANS: dict[str, Callable[[Any], Summary]] = {
     "evaluate": _no_plan,
     "pipeline": _plan_pipeline,
 }
+
+
+def atlases(run: Path) -> Summary:
+    """What the catalogue of a run lists; the newest complete atlas is checked to be there."""
+    place = RunPaths(run).catalogue
+    newest = newest_complete(place)
+    return {
+        "atlases": [dataclasses.asdict(entry) for entry in entries(place)],
+        "newest_complete": None if newest is None else str(newest),
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from save_dist.core.errors import AtlasError
 from save_dist.data.subsample import combination_codes, combination_numbers, sample_rows
 from save_dist.stores.template import MASK
 from save_dist.vocab.conditions import ConditionVocabulary
+from save_dist.vocab.genes import GeneVocabulary
 
 
 class AtlasCells(NamedTuple):
@@ -34,17 +35,27 @@ class AtlasCells(NamedTuple):
 
 
 def choose_cells(
-    path: Path, conditions: ConditionVocabulary, n_cells: int, seed: int
+    path: Path,
+    conditions: ConditionVocabulary,
+    genes: GeneVocabulary,
+    n_cells: int,
+    seed: int,
 ) -> AtlasCells:
     """At most `n_cells` of every condition.
 
     Raises:
-        AtlasError: if there is no atlas at `path`, or it has other conditions or masked ones.
+        AtlasError: if there is no atlas at `path`, or it has other conditions, masked ones, or
+            other genes.
     """
     try:
         store = zarr.open_group(path, mode="r")
     except FileNotFoundError as e:
         raise AtlasError(f"{path} holds no atlas; generate one first") from e
+    if tuple(store["var/_index"][:].tolist()) != genes.ids:
+        raise AtlasError(
+            f"{path} holds {store['X'].shape[1]} genes, expected the {len(genes)} of the run; an "
+            "atlas of some genes (output.genes) or of another model cannot be evaluated here"
+        )
     columns = [_codes(store, path, conditions, column) for column in conditions.columns]
     n_codes = [len(categories) for categories in conditions.categories]
 

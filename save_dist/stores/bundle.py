@@ -70,7 +70,12 @@ class ModelBundle:
     def facts(self) -> ModelFacts:
         """What planning has to know of the model."""
         return ModelFacts(
-            self.hash, self.conditions, self.support, self.genes, self.transport_columns
+            hash=self.hash,
+            conditions=self.conditions,
+            support=self.support,
+            genes=self.genes,
+            transport_columns=self.transport_columns,
+            n_latent=self.vae_config.latent_dim,
         )
 
 

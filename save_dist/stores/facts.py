@@ -18,3 +18,5 @@ class ModelFacts:
     genes: GeneVocabulary
     transport_columns: tuple[str, ...] = ()
     """Columns along which the model can carry cells."""
+    n_latent: int = 0
+    """Length of z."""

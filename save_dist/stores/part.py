@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Int16, Int64, UInt16, UInt64
+from jaxtyping import Float32, Int16, Int64, UInt16, UInt64
 from numpy import ndarray
 
 from save_dist.core.errors import AtlasError, InfrastructureError
@@ -41,13 +41,17 @@ class PartColumns:
     n_route_cells: Int64[ndarray, " cell"]
     """Training cells of the combination that the cell's route starts at."""
     cell_seed: UInt64[ndarray, " cell"]
+    mean: Float32[ndarray, "cell gene"] | None = None
+    """Expected counts, where the atlas has that layer."""
+    latent: Float32[ndarray, "cell latent"] | None = None
+    """z, where the atlas stores it."""
 
     @classmethod
     def joined(cls, columns: Sequence["PartColumns"]) -> "PartColumns":
         """Cells of several, one after the other."""
         if len(columns) == 1:
             return columns[0]
-        names = [field.name for field in fields(cls)]
+        names = [f.name for f in fields(cls) if getattr(columns[0], f.name) is not None]
         return cls(**{n: np.concatenate([getattr(c, n) for c in columns]) for n in names})
 
 
@@ -110,6 +114,8 @@ def part_values(
     start, stop = record.rows(part)
     known = {
         "X": columns.counts,
+        "layers/mean": columns.mean,
+        "obsm/X_save": columns.latent,
         "obs/_index": np.array([f"cell-{row}" for row in range(start, stop)], dtype=object),
         "obs/seen": columns.n_train_cells > 0,
         "obs/n_train_cells": columns.n_train_cells,
@@ -120,7 +126,10 @@ def part_values(
     }
     codes = iter(columns.codes.T)
     for name in record.arrays:
-        yield name, known[name] if name in known else next(codes)
+        values = known[name] if name in known else next(codes)
+        if values is None:
+            raise AtlasError(f"part {part} comes without {name}, which its atlas stores")
+        yield name, values
 
 
 def _fill(

@@ -54,8 +54,10 @@ class AtlasRecord:
         return next((sha for n_cells, sha in self.history if stop <= n_cells), self.plan_hash)
 
     def files(self, part: int) -> list[str]:
-        """The files of a part, relative to the store: one shard of X, one chunk per obs array."""
-        return [f"{name}/c/{part}/0" if name == "X" else f"{name}/c/{part}" for name in self.arrays]
+        """The files of a part, relative to the store: one for every array."""
+        is_column = [name.startswith("obs/") for name in self.arrays]
+        pairs = zip(self.arrays, is_column, strict=True)
+        return [f"{name}/c/{part}" if column else f"{name}/c/{part}/0" for name, column in pairs]
 
 
 @dataclass(frozen=True)

@@ -56,26 +56,22 @@ class AtlasLayout:
     """Goes to uns/save_dist: guidance, solver, origin of labels. Numbers, text, lists, dicts."""
     history: tuple[tuple[int, str], ...] = ()
     """Rows and hash of every plan that this one extends, in their order."""
+    layers: tuple[str, ...] = ()
+    """Matrices like X, float32."""
+    n_latent: int = 0
+    """Width of obsm X_save; 0: not stored."""
 
 
 def lay_out(store: Path, layout: AtlasLayout, versions: Mapping[str, str]) -> tuple[str, ...]:
     """Create the store; returns the names of the arrays with one row per cell."""
     root = _describe(zarr.create_group(store), "anndata", "0.1.0")
     n_genes = len(layout.gene_ids)
-    root.create_array(
-        "X",
-        shape=(layout.n_cells, n_genes),
-        dtype="uint16",
-        chunks=(layout.cells_per_chunk, n_genes),
-        shards=(layout.cells_per_part, n_genes),
-        compressors=zarr.codecs.BloscCodec(
-            typesize=2, cname="zstd", clevel=3, shuffle="bitshuffle"
-        ),
-        fill_value=0,
-        attributes=_encoding("array", "0.2.0"),
-    )
+    names = [_matrix(root, "X", layout, n_genes, "uint16")]
     for name in ("layers", "obsm", "obsp", "varm", "varp"):
         _describe(root.create_group(name), "dict", "0.1.0")
+    names += [_matrix(root["layers"], name, layout, n_genes, "float32") for name in layout.layers]
+    if layout.n_latent:
+        names.append(_matrix(root["obsm"], "X_save", layout, layout.n_latent, "float32"))
     columns = _lay_out_obs(root.create_group("obs"), layout)
     var = _describe_frame(root.create_group("var"), [])
     _put(var, "_index", list(layout.gene_ids))
@@ -84,7 +80,24 @@ def lay_out(store: Path, layout: AtlasLayout, versions: Mapping[str, str]) -> tu
     own = {**identity, "versions": versions, "complete": False}
     own["plan"] = canonical_json(layout.plan)
     _put(uns, "save_dist", {**layout.about, **own})
-    return ("X", *columns)
+    return (*names, *columns)
+
+
+def _matrix(group: Any, name: str, layout: AtlasLayout, width: int, dtype: str) -> str:
+    """One row per cell, one shard per part."""
+    array = group.create_array(
+        name,
+        shape=(layout.n_cells, width),
+        dtype=dtype,
+        chunks=(layout.cells_per_chunk, width),
+        shards=(layout.cells_per_part, width),
+        compressors=zarr.codecs.BloscCodec(
+            typesize=np.dtype(dtype).itemsize, cname="zstd", clevel=3, shuffle="bitshuffle"
+        ),
+        fill_value=0,
+        attributes=_encoding("array", "0.2.0"),
+    )
+    return str(array.path)
 
 
 def _lay_out_obs(obs: Any, layout: AtlasLayout) -> list[str]:

@@ -138,6 +138,12 @@ class OutputConfig(Section):
     """Rows decompressed together when the atlas is read."""
     cells_per_minibatch: Positive = 512
     """Cells sampled at once; part of the plan, since sums in another order change last bits."""
+    genes: list[str] | FromFile | None = None
+    """Genes to store, ids or patterns such as `MT-*`; null: all. Counts are the same either way."""
+    layers: list[Literal["mean"]] = []
+    """`mean`: the expected counts of each cell, float32; about 30 times the bytes of the counts."""
+    latents: bool = False
+    """Store z, as the decoder read it, in obsm `X_save`."""
 
     @model_validator(mode="after")
     def _part_holds_whole_chunks(self) -> "OutputConfig":

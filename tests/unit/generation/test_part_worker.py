@@ -11,7 +11,7 @@ from save_dist.core.errors import AtlasError
 from save_dist.generation.sampler import cell_seeds, sample_conditions
 from save_dist.generation.worker import PartWorker
 from save_dist.stores import atlas, receipts
-from save_dist.stores.atlas_reader import read_cells
+from save_dist.stores.atlas_reader import choose_cells
 from save_dist.stores.bundle import load_bundle
 
 
@@ -208,7 +208,7 @@ def test_a_masked_column_says_so_in_every_cell(tmp_path, model):
     assert set(group["obs/condition/codes"][:].tolist()) == {2}
     assert group["obs/n_train_cells"][:].tolist() == [70] * 8 + [30] * 8 + [5] * 8
     with pytest.raises(AtlasError, match="leaves 'condition' masked"):
-        read_cells(path, plan.model.conditions, 5, 0)
+        choose_cells(path, plan.model.conditions, plan.model.genes, 5, 0)
 
 
 def test_uneven_numbers_of_cells_leave_the_same_cells(tmp_path, finished, model):

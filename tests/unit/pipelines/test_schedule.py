@@ -62,7 +62,27 @@ def test_first_tick_makes_the_atlas_and_the_second_finds_it(config, sampled):
     assert not (folder / "lease.json").exists()
     second = tick(config)
     assert second["did"].startswith("nothing: the atlas is complete")
+    assert second["atlas"] == str(folder / "atlas.zarr")
     assert sampled == [0, 1]
+
+
+def test_an_atlas_that_the_run_itself_made_is_found(config, sampled):
+    made = CliRunner().invoke(cli.app, ["generate", "--config", str(config)])
+    assert made.exit_code == 0, made.stderr
+    found = tick(config)
+    assert found["did"].startswith("nothing") and sampled == [0, 1]
+    assert found["atlas"] == str(config.parent / "run" / "atlas.zarr")
+
+
+def test_the_atlases_of_a_run_are_listed(config, sampled):
+    first, second = tick(config), tick(config, "grid.seed=1")
+    done = CliRunner().invoke(cli.app, ["atlases", str(config.parent / "run")])
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert done.exit_code == 0
+    assert [entry["is_complete"] for entry in found["atlases"]] == [False, True] * 2
+    plans = [entry["plan_hash"] for entry in found["atlases"]]
+    assert plans == [first["plan_hash"]] * 2 + [second["plan_hash"]] * 2
+    assert found["newest_complete"] == f"{second['run_dir']}/atlas.zarr"
 
 
 def test_only_a_lost_part_is_made_again(config, sampled):

@@ -6,7 +6,9 @@ import pytest
 from save_dist.core.errors import AtlasError
 from save_dist.stores.atlas_reader import choose_cells
 from save_dist.vocab.conditions import ConditionVocabulary
+from save_dist.vocab.genes import GeneVocabulary
 
+GENES = GeneVocabulary(("g0", "g1", "g2"))
 CONDITIONS = ConditionVocabulary(("drug", "type"), (("a", "b"), ("k", "l", "m")))
 
 
@@ -23,12 +25,13 @@ def atlas(tmp_path):
     )
     counts = (rows[:, None] * 10 + np.arange(3)).astype(np.uint16)
     with anndata.settings.override(zarr_write_format=3):
-        anndata.AnnData(counts, obs=obs).write_zarr(tmp_path / "atlas.zarr")
+        var = pd.DataFrame(index=list(GENES.ids))
+        anndata.AnnData(counts, obs=obs, var=var).write_zarr(tmp_path / "atlas.zarr")
     return tmp_path / "atlas.zarr"
 
 
 def test_cells_of_every_condition_and_their_counts(atlas):
-    cells = choose_cells(atlas, CONDITIONS, 4, seed=0)
+    cells = choose_cells(atlas, CONDITIONS, GENES, 4, seed=0)
     assert cells.n_genes == 3
     np.testing.assert_array_equal(cells.codes, np.stack([cells.rows % 2, cells.rows // 20], axis=1))
     _, sizes = np.unique(cells.codes, axis=0, return_counts=True)
@@ -39,9 +42,15 @@ def test_cells_of_every_condition_and_their_counts(atlas):
 def test_other_categories_are_refused(atlas):
     other = ConditionVocabulary(("drug", "type"), (("a", "b"), ("k", "l", "x")))
     with pytest.raises(AtlasError, match=r"obs column .type. .*belongs to another model"):
-        choose_cells(atlas, other, 4, seed=0)
+        choose_cells(atlas, other, GENES, 4, seed=0)
 
 
 def test_no_atlas(tmp_path):
     with pytest.raises(AtlasError, match="holds no atlas; generate one first"):
-        choose_cells(tmp_path / "nothing.zarr", CONDITIONS, 4, seed=0)
+        choose_cells(tmp_path / "nothing.zarr", CONDITIONS, GENES, 4, seed=0)
+
+
+def test_other_genes_are_refused(atlas):
+    other = GeneVocabulary(("g0", "g1"))
+    with pytest.raises(AtlasError, match="holds 3 genes, expected the 2 of the run"):
+        choose_cells(atlas, CONDITIONS, other, 4, seed=0)
