@@ -12,6 +12,7 @@ from scvi_peer import ScviPeer
 from save_dist.config.load import merge
 from save_dist.config.schema import ComposeConfig
 from save_dist.core.seeding import cell_keys
+from save_dist.data.splits import TRAIN
 from save_dist.data.transforms import log_normalise
 from save_dist.evaluation.tables import Codes
 from save_dist.generation.compose import match_mean
@@ -122,7 +123,7 @@ def _offset(
 ) -> np.ndarray:
     """Anchor and mean matching of `redecoded` cells; the profiles are those of training."""
     vocabulary = cells.vocabulary
-    index = vocabulary.index.where("train")
+    index = vocabulary.index.where(TRAIN)
     profiles = combination_profiles(vocabulary.store, index, vocabulary.gene_positions)
     references = reference_codes(vocabulary.conditions, list(vocabulary.conditions.reference))
     pairs = control_pairs(vocabulary.index.support(), references)
