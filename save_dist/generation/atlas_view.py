@@ -91,10 +91,9 @@ class Atlas:
         return found
 
     @cached_property
-    def var_names(self) -> pd.Index:
+    def var_names(self) -> "pd.Index[str]":
         """Gene ids."""
-        names: pd.Index = pd.Index(self._group["var/_index"][:].astype(object))
-        return names
+        return pd.Index([str(name) for name in self._group["var/_index"][:]])
 
     @cached_property
     def conditions(self) -> ConditionVocabulary:

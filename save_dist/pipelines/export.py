@@ -193,9 +193,8 @@ def _soma_layout(view: Atlas, block: anndata.AnnData, types: dict[str, str]) -> 
 
 def _soma_obs(block: anndata.AnnData) -> pd.DataFrame:
     n_counts = np.asarray(block.X.sum(axis=1, dtype=np.int64)).ravel()
-    columns = {"cell_id": block.obs_names, "input": "generated", "n_counts": n_counts}
-    obs: pd.DataFrame = block.obs.assign(**columns)
-    return obs
+    obs: pd.DataFrame = block.obs
+    return obs.assign(cell_id=block.obs_names, input="generated", n_counts=n_counts)
 
 
 def _soma_type(column: "pd.Series[Any]") -> str:
