@@ -22,7 +22,7 @@ def atlas(tmp_path):
         index=[f"c{i}" for i in rows],
     )
     counts = (rows[:, None] * 10 + np.arange(3)).astype(np.uint16)
-    with anndata.settings.override(zarr_write_format=3):
+    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True):
         anndata.AnnData(counts, obs=obs).write_zarr(tmp_path / "atlas.zarr")
     return tmp_path / "atlas.zarr"
 
