@@ -187,6 +187,26 @@ def test_mlflow_has_the_run_and_its_stages(tiny_run):
     assert [point.step for point in history] == [10, 20, 30, 40, 50, 60]
 
 
+def test_every_number_says_what_it_stands_for(tiny_run):
+    import mlflow
+
+    report = json.loads((tiny_run / "report" / "metrics.json").read_text())
+    stages = json.loads((tiny_run / "result.json").read_text())["stages"]
+    stamp = report["provenance"]
+    assert stamp["protocol"] == report["scores"]["protocol"] == 1
+    assert stamp["atlas"] == stages["generate"]["atlas_digest"]
+    assert len(stamp["store"]) == len(stamp["vocabulary"]) == 64
+    client = mlflow.MlflowClient(f"sqlite:///{tiny_run / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("save")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'evaluate'")
+    for key in ("protocol", "n_max", "seeds", "store", "vocabulary", "atlas", "model", "plan"):
+        assert run.data.params[key] == str(stamp[key])
+    assert run.data.params["versions.scipy"] == stamp["versions"]["scipy"]
+    average = report["scores"]["seen"]["metrics"]["generated"]["energy"]
+    assert run.data.metrics["seen/generated/energy"] == pytest.approx(average["mean"])
+    assert run.data.metrics["seen/generated/energy.n"] == average["n_combinations"]
+
+
 def _bytes_of(folder) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -97,7 +97,7 @@ CAUGHT = [
             "variance_ratio": lambda v: v < 0.5,
             "precision": lambda v: v < 0.5,
         },
-        {"change_pcc:condition": lambda v: v > 0.85},
+        {"mean_pcc": lambda v: v > 0.9, "label_accuracy:cell_type": lambda v: v > 0.95},
         id="constant offset",
     ),
     pytest.param(

@@ -117,6 +117,12 @@ def test_flat_names_for_a_tracker(perfect):
     assert flat["seen/generated/energy_s"] == perfect.seen.normalised["generated"]["energy"].mean
     assert flat["held_out/control/w2"] == perfect.held_out.metrics["control"]["w2"].mean
     assert flat["seen/generated/label_accuracy.cell_type"] > 0.9
+    energy = perfect.seen.metrics["generated"]["energy"]
+    assert flat["seen/generated/energy.low"] == energy.low < energy.mean
+    assert flat["seen/generated/energy.weighted"] == energy.weighted
+    assert flat["seen/generated/change_slope.condition.n"] == 2
+    assert "held_out/generated/energy.low" not in flat  # one combination has no interval
+    assert flat["seen/n_averaged"] == 5
     assert all(np.isfinite(value) for value in flat.values())
 
 
