@@ -15,7 +15,6 @@ from jaxtyping import Float, Float32, Float64, Int16, Int64
 from numpy import ndarray
 
 from save_dist.core import seeding
-from save_dist.evaluation.trees import bin_features, boosted_scores
 
 N_FOLDS = 5
 MIN_CELLS = 20
@@ -24,6 +23,7 @@ N_LABEL_CELLS = 5000
 """Training cells at most behind a label classifier."""
 _RIDGE = 0.01
 """Inverse penalty of the logistic models: strong, for there are as many genes as cells."""
+_TREES = {"max_iter": 30, "max_leaf_nodes": 8, "max_bins": 16, "learning_rate": 0.1}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,11 @@ def _tree_scores(
     y: Float64[ndarray, " cell"],
     rest: Float[ndarray, "other feature"],
 ) -> Float64[ndarray, " other"]:
-    return boosted_scores(bin_features(x, rest), y)
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    model = HistGradientBoostingClassifier(**_TREES, early_stopping=False, random_state=0).fit(x, y)
+    scores: ndarray = model.decision_function(rest)
+    return scores
 
 
 def fit_labels(
