@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from save_dist.config.schema import EvaluateConfig
-from save_dist.evaluation import classify, trees
+from save_dist.evaluation import classify
 from save_dist.evaluation.protocol import CellTable, evaluate
 from save_dist.vocab.conditions import ConditionVocabulary
 
@@ -81,7 +81,7 @@ def score(real, conditions):
         tables = {**real, **other}
         with pytest.MonkeyPatch.context() as patch:  # classifiers take nine tenths of the time
             patch.setattr(classify, "N_FOLDS", 2)
-            patch.setattr(trees, "N_TREES", 8)
+            patch.setitem(classify._TREES, "max_iter", 8)
             if not with_classifiers:
                 patch.setattr(classify, "MIN_CELLS", 10**9)
             return evaluate(**tables, generated=generated, conditions=conditions, config=CONFIG)
