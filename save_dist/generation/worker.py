@@ -69,7 +69,7 @@ class PartWorker:
         )
 
     def sample(self, part: Part) -> tuple[PartColumns, int]:
-        """Cells of a part, and how often the velocity field was evaluated for them."""
+        """Cells of a part, and how often the velocity networks were evaluated for them."""
         plan, sizes = self._plan, [segment.n_cells for segment in part.segments]
         numbers = np.array([segment.condition for segment in part.segments], np.int64)
         rows = plan.conditions.codes(numbers)
