@@ -32,6 +32,7 @@ def save_tiny_model(
     transport=False,
     centre="none",
     effects=None,
+    reflow_config=None,
 ):
     """Publish a model of random weights; returns its hash."""
     vae_config = VaeConfig(
@@ -72,6 +73,7 @@ def save_tiny_model(
         vae_config=vae_config,
         flow_config=flow_config,
         about={"config_hash": "c0ffee", "git_commit": "abc"},
+        reflow_config=reflow_config,
         transport=tiny_transport(n_genes, seed) if transport else None,
     )
 

@@ -21,6 +21,7 @@ from save_dist.cluster import runtime
 from save_dist.config.schema import (
     ClusterConfig,
     FlowConfig,
+    ReflowConfig,
     TrainingConfig,
     TransportConfig,
     VaeConfig,
@@ -129,6 +130,7 @@ def _to_json(plan: TrainPlan, config: ClusterConfig, journal: Journal) -> dict[s
         "training": plan.training.model_dump(mode="json"),
         "vae": plan.vae.model_dump(mode="json"),
         "flow": plan.flow.model_dump(mode="json"),
+        "reflow": plan.reflow.model_dump(mode="json"),
         "transport": plan.transport.model_dump(mode="json"),
         "vocabulary_hash": plan.vocabulary_hash,
         "attempt": journal.attempt,
@@ -143,6 +145,7 @@ def _from_json(config: dict[str, Any]) -> tuple[TrainPlan, Journal, int]:
         training=TrainingConfig.model_validate(config["training"]),
         vae=VaeConfig.model_validate(config["vae"]),
         flow=FlowConfig.model_validate(config["flow"]),
+        reflow=ReflowConfig.model_validate(config["reflow"]),
         transport=TransportConfig.model_validate(config["transport"]),
         vocabulary_hash=config["vocabulary_hash"],
     )

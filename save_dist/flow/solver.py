@@ -22,6 +22,7 @@ class Solution:
 
     x_1: Float[Tensor, "cell latent"]
     n_evaluations: int
+    """Of the field by the solver; of the networks in it, where generation counts them."""
 
 
 def integrate(

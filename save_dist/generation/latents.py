@@ -11,7 +11,7 @@ from torch import Tensor
 from save_dist.config.schema import GuidanceConfig, SolverConfig
 from save_dist.core.errors import ConfigError
 from save_dist.core.seeding import cell_keys, normals
-from save_dist.flow.guidance import Field, guided
+from save_dist.flow.guidance import ConditionalVelocity, Field, guided
 from save_dist.flow.solver import Solution, integrate
 from save_dist.stores.bundle import ModelBundle
 
@@ -30,16 +30,28 @@ def flow_from_noise(
     guidance: GuidanceConfig,
     solver: SolverConfig,
 ) -> Solution:
-    """Standardised latents of cells under their conditions; the noise is of each cell's seed."""
+    """Standardised latents of cells under their conditions; the noise is of each cell's seed.
+
+    Evaluations are those of the network: guidance makes several in each of the field.
+    """
     device = next(bundle.velocity.parameters()).device
     noise = normals(stream(seeds, "noise"), bundle.latent_scale.mean.size)
-    return integrate(
-        _field(bundle, torch.from_numpy(codes).to(device), guidance),
+    n_evaluations = 0
+
+    def counted(x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+        nonlocal n_evaluations
+        n_evaluations += 1
+        v: Tensor = bundle.velocity(x, t, codes)
+        return v
+
+    solution = integrate(
+        _field(bundle, counted, torch.from_numpy(codes).to(device), guidance),
         torch.from_numpy(noise).to(device),
         method=solver.method,
         n_steps=solver.n_steps,
         tolerance=solver.tolerance,
     )
+    return Solution(solution.x_1, n_evaluations)
 
 
 def carry(
@@ -117,12 +129,15 @@ def _scale(bundle: ModelBundle, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _field(
-    bundle: ModelBundle, codes: Int64[Tensor, "cell field"], guidance: GuidanceConfig
+    bundle: ModelBundle,
+    velocity: ConditionalVelocity,
+    codes: Int64[Tensor, "cell field"],
+    guidance: GuidanceConfig,
 ) -> Field:
     """The guided velocity field; a column that guidance does not name keeps its plain weight 1."""
     weights = [guidance.columns.get(column, 1.0) for column in bundle.conditions.columns]
     return guided(
-        bundle.velocity,
+        velocity,
         codes,
         bundle.conditions.mask_codes,
         scale=guidance.scale,

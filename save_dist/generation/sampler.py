@@ -37,7 +37,7 @@ class SampledCells:
     library: Float32[ndarray, " cell"]
     """Expected counts per cell."""
     n_evaluations: int
-    """Evaluations of the velocity field."""
+    """Evaluations of the velocity networks."""
     mean: Float32[ndarray, "cell gene"] | None = None
     """Expected counts, if they were asked for."""
 

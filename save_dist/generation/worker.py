@@ -67,7 +67,7 @@ class PartWorker:
         )
 
     def sample(self, part: int) -> tuple[PartColumns, int]:
-        """Cells of a part, and how often the velocity field was evaluated for them."""
+        """Cells of a part, and how often the velocity networks was evaluated for them."""
         return sample_part(self._bundle, self._plan, self._plan.part(part), self._composer)
 
 

@@ -132,7 +132,7 @@ def _generated(context: Context) -> Summary:
 def _trained(vocabulary: RunVocabulary, context: Context) -> dict[str, str]:
     """What was trained on what, in words."""
     index, bundle = vocabulary.index, load_bundle(context.paths.model)
-    vae, flow = bundle.vae_config, bundle.flow_config
+    vae, flow, reflow = bundle.vae_config, bundle.flow_config, bundle.reflow_config
     held_out = [" ".join(c.values()) for c in vocabulary.conditions.held_out]
     return {
         "Cells": f"{index.where(TRAIN).n_cells:,} of {index.n_cells:,}, in "
@@ -142,7 +142,8 @@ def _trained(vocabulary: RunVocabulary, context: Context) -> dict[str, str]:
         "VAE": f"{vae.backbone}, width {vae.width}, latent {vae.latent_dim}, {vae.likelihood}; "
         f"{vae.optim.n_steps:,} steps of {vae.optim.cells_per_step} cells",
         "Flow": f"{flow.backbone}, width {flow.width}, centre {flow.centre}; "
-        f"{flow.optim.n_steps:,} steps of {flow.optim.cells_per_step} cells",
+        f"{flow.optim.n_steps:,} steps of {flow.optim.cells_per_step} cells"
+        + (f"; reflowed in {reflow.optim.n_steps:,} steps" if reflow else ""),
     }
 
 
@@ -153,7 +154,7 @@ def _curves(context: Context) -> dict[str, tuple[list[int], list[float]]]:
     """
     points: dict[str, dict[int, float]] = {}
     for record_ in read_records(context.paths.metrics, kind="metrics"):
-        if record_.run in ("vae", "flow", "transport") and record_.step is not None:
+        if record_.run in ("vae", "flow", "reflow", "transport") and record_.step is not None:
             for name, value in record_.values.items():
                 if name not in CURVES:
                     continue

@@ -22,7 +22,18 @@ from save_dist.stores.receipts import read_record, receipts_folder
 from save_dist.tracking.progress import duration
 from save_dist.tracking.tracker import ROOT, Record, read_records
 
-STAGES = ("ingest", "blocks", "vae", "flow", "train", "generate", "evaluate", "transfer")
+STAGES = (
+    "ingest",
+    "blocks",
+    "vae",
+    "flow",
+    "reflow",
+    "transport",
+    "train",
+    "generate",
+    "evaluate",
+    "transfer",
+)
 RECENT_POINTS = 5
 """Last points of a curve that a pace is taken from."""
 

@@ -1,4 +1,4 @@
-"""Train: SOMA store and vocabulary -> VAE, latents, flow, transport -> exported model."""
+"""Train: SOMA store and vocabulary -> VAE, latents, flow, reflow, transport -> exported model."""
 
 from save_dist.cluster import train as cluster_train
 from save_dist.config.load import config_hash
@@ -36,7 +36,8 @@ def train(config: TrainJob | PipelineJob, context: Context) -> Summary:
         context.journal.child(stage).end("FINISHED")
 
     summary = {"steps": n_steps, "stages": plan.training.stages}
-    if training.steps_done(plan, "flow") < plan.flow.optim.n_steps:
+    last = plan.flow_stage
+    if training.steps_done(plan, last) < plan.section(last).optim.n_steps:
         return summary
     summary["model_hash"] = export(plan, vocabulary, config, context)
     return record(context, "train", key, summary)
@@ -52,6 +53,7 @@ def make_plan(
         training=config.training,
         vae=config.vae,
         flow=config.flow,
+        reflow=config.reflow,
         transport=config.transport,
         vocabulary_hash=vocabulary.hash,
     )
@@ -73,7 +75,7 @@ def export(
     model_hash = save_bundle(
         context.paths.model,
         vae=training.load_vae(plan, vocabulary),
-        velocity=training.load_velocity(plan, vocabulary),
+        velocity=training.load_velocity(plan, vocabulary, plan.flow_stage),
         latent_scale=training.finished_scale(plan),
         genes=vocabulary.genes,
         conditions=vocabulary.conditions,
@@ -81,7 +83,9 @@ def export(
         support=vocabulary.index.support(),
         vae_config=config.vae,
         flow_config=config.flow,
-        about=provenance(context.paths) | {"config_hash": config_hash(config)},
+        reflow_config=config.reflow if plan.flow_stage == "reflow" else None,
+        about=provenance(context.paths)
+        | {"config_hash": config_hash(config), "stages": ", ".join(plan.training.stages)},
         transport=_transport(plan, vocabulary) if "transport" in plan.training.stages else None,
     )
     context.journal.artifact(context.paths.model, "model")

@@ -72,6 +72,7 @@ def _plan_train(config: schema.TrainJob | schema.PipelineJob) -> Summary:
         for stage, section in (
             ("vae", config.vae),
             ("flow", config.flow),
+            ("reflow", config.reflow),
             ("transport", config.transport),
         )
         if stage in config.training.stages

@@ -16,7 +16,7 @@ from numpy import ndarray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from save_dist.config.schema import FlowConfig, VaeConfig
+from save_dist.config.schema import FlowConfig, ReflowConfig, VaeConfig
 from save_dist.core.durable import digest, publish_folder, read_json, verify_folder, write_json
 from save_dist.core.errors import CheckpointError
 from save_dist.models.vae import Vae, VaeShape
@@ -29,7 +29,7 @@ from save_dist.vocab.genes import GeneVocabulary
 
 Module = TypeVar("Module", bound=nn.Module)
 
-FORMAT = 3
+FORMAT = 4
 """Version of the folder's layout."""
 
 
@@ -58,6 +58,8 @@ class ModelBundle:
     about: Mapping[str, Any]
     """Provenance: config hash, data hash, versions, git commit."""
     hash: str
+    reflow_config: ReflowConfig | None = None
+    """How the velocity was straightened for few-step sampling; None: it is the plain flow."""
     transport: Transport | None = None
     """How cells are carried to combinations that were never trained on."""
 
@@ -92,6 +94,7 @@ def save_bundle(
     vae_config: VaeConfig,
     flow_config: FlowConfig,
     about: Mapping[str, Any],
+    reflow_config: ReflowConfig | None = None,
     transport: Transport | None = None,
 ) -> str:
     """Publish a model folder; one that stands there is replaced.
@@ -106,6 +109,7 @@ def save_bundle(
         "format": FORMAT,
         "vae": vae_config.model_dump(mode="json"),
         "flow": flow_config.model_dump(mode="json"),
+        "reflow": None if reflow_config is None else reflow_config.model_dump(mode="json"),
         "support": [[*codes, n] for codes, n in sorted(support.items())],
         "transport": None if transport is None else transport.facts(),
     }
@@ -163,6 +167,7 @@ def load_bundle(folder: Path, device: str = "cpu") -> ModelBundle:
         flow_config=flow_config,
         about=manifest["about"],
         hash=digest(manifest["files"]),
+        reflow_config=_reflow_config(facts["reflow"]),
         transport=_load_transport(folder, facts["transport"], vae_config, conditions, device),
     )
 
@@ -178,6 +183,10 @@ def _load_transport(
         return None
     empty = read_transport(folder, facts, vae_config.latent_dim, conditions)
     return replace(empty, velocity=_load_weights(empty.velocity, folder / WEIGHTS, device))
+
+
+def _reflow_config(facts: Mapping[str, Any] | None) -> ReflowConfig | None:
+    return None if facts is None else ReflowConfig.model_validate(facts)
 
 
 def _empty_vae(

@@ -71,7 +71,7 @@ def write_part(
         record: its plan.
         part: number of the part.
         columns: its cells.
-        n_evaluations: evaluations of the velocity field, for the receipt.
+        n_evaluations: evaluations of the velocity networks, for the receipt.
         start_s: `time.perf_counter()` when work on the part began.
 
     Raises:

@@ -70,7 +70,7 @@ class Receipt:
     n_saturated: int
     """Counts that were cut to 65,535."""
     n_evaluations: int
-    """Evaluations of the velocity field over all minibatches of the part."""
+    """Evaluations of the velocity networks over all minibatches of the part."""
     plan_hash: str
     model_hash: str
     files: Mapping[str, tuple[str, int]]

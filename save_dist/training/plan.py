@@ -6,6 +6,7 @@ from pathlib import Path
 from save_dist.config.schema import (
     FlowConfig,
     OptimConfig,
+    ReflowConfig,
     TrainingConfig,
     TransportConfig,
     VaeConfig,
@@ -13,6 +14,8 @@ from save_dist.config.schema import (
 from save_dist.core.durable import digest
 from save_dist.core.paths import RunPaths
 from save_dist.data.partition import StreamPlan
+
+StageConfig = VaeConfig | FlowConfig | ReflowConfig | TransportConfig
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class TrainPlan:
     training: TrainingConfig
     vae: VaeConfig
     flow: FlowConfig
+    reflow: ReflowConfig
     transport: TransportConfig
     vocabulary_hash: str
 
@@ -33,7 +37,7 @@ class TrainPlan:
         return RunPaths(self.root)
 
     def hash_of(self, stage: str) -> str:
-        """Identity of a stage: all that decides its weights, the VAE's among them.
+        """Identity of a stage: all that decides its weights, the stages it builds on among them.
 
         Intervals of logging and checkpoints, the cache and the number of ranks are not in it.
         """
@@ -44,15 +48,21 @@ class TrainPlan:
             "vae": self.vae.model_dump(mode="json"),
             "vocabulary": self.vocabulary_hash,
         }
-        if stage != "vae":
-            facts[stage] = self.section(stage).model_dump(mode="json")
+        for own in ("flow", "reflow") if stage == "reflow" else (stage,):
+            facts[own] = self.section(own).model_dump(mode="json")
         return digest(facts)
 
-    def section(self, stage: str) -> VaeConfig | FlowConfig | TransportConfig:
+    @property
+    def flow_stage(self) -> str:
+        """The stage whose weights are the flow of the exported model."""
+        return "reflow" if "reflow" in self.training.stages else "flow"
+
+    def section(self, stage: str) -> StageConfig:
         """Settings of a stage."""
-        sections: dict[str, VaeConfig | FlowConfig | TransportConfig] = {
+        sections: dict[str, StageConfig] = {
             "vae": self.vae,
             "flow": self.flow,
+            "reflow": self.reflow,
             "transport": self.transport,
         }
         return sections[stage]

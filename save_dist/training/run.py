@@ -1,4 +1,4 @@
-"""All stages of training on one rank: VAE, latents, flow, transport. Called on every rank."""
+"""All stages of training on one rank: VAE, latents, flow, reflow, transport; on every rank."""
 
 import logging
 from pathlib import Path
@@ -27,6 +27,7 @@ from save_dist.training.additive import additive_effects
 from save_dist.training.latents import LatentStream, encode_cells, latent_scale
 from save_dist.training.loop import FitInput, Ranks, Reporter, fit
 from save_dist.training.plan import TrainPlan, make_stream_plan
+from save_dist.training.reflow import ReflowStage
 from save_dist.training.steps import Draws, FlowStage, VaeStage
 from save_dist.training.transport import PairSampler, TransportStage, TransportStream
 from save_dist.training.validation import VaeValidation
@@ -50,6 +51,8 @@ def run_stages(plan: TrainPlan, ranks: Ranks, reporter: Reporter, device: torch.
     store = encode(plan, vocabulary, ranks, device)
     if "flow" in plan.training.stages:
         train_flow(plan, vocabulary, store, ranks, reporter, device)
+    if "reflow" in plan.training.stages:
+        train_reflow(plan, vocabulary, store, ranks, reporter, device)
     if "transport" in plan.training.stages:
         train_transport(plan, vocabulary, store, ranks, reporter, device)
 
@@ -143,6 +146,26 @@ def train_flow(
     _fit(plan, inputs, plan.flow.optim, ranks, reporter)
 
 
+def train_reflow(
+    plan: TrainPlan,
+    vocabulary: RunVocabulary,
+    store: LatentStore,
+    ranks: Ranks,
+    reporter: Reporter,
+    device: torch.device,
+) -> None:
+    """Trained flow -> reflow checkpoints; of the latents' minibatches, the conditions alone."""
+    index, config = vocabulary.index.where(TRAIN), plan.reflow
+    stream_plan = make_stream_plan(plan, config.optim, index.n_cells)
+    teacher, module = (load_velocity(plan, vocabulary, "flow").to(device) for _ in range(2))
+    draws = _draws(plan, stream_plan)
+    stage = ReflowStage(module.train(), teacher, config, plan.flow.mask, draws)
+    stream = LatentStream(store, index, stream_plan, ranks)
+    cells_per_rank = _cells_per_rank(config.optim, ranks)
+    inputs = FitInput(stage, stream.batches, cells_per_rank, None, lambda: stream.wait_s)
+    _fit(plan, inputs, config.optim, ranks, reporter)
+
+
 def train_transport(
     plan: TrainPlan,
     vocabulary: RunVocabulary,
@@ -227,10 +250,10 @@ def load_vae(plan: TrainPlan, vocabulary: RunVocabulary) -> Vae:
     return vae.eval()
 
 
-def load_velocity(plan: TrainPlan, vocabulary: RunVocabulary) -> Velocity:
-    """The averaged weights of the finished flow stage, in evaluation mode."""
+def load_velocity(plan: TrainPlan, vocabulary: RunVocabulary, stage: str) -> Velocity:
+    """The averaged weights of the finished stage flow or reflow, in evaluation mode."""
     velocity = make_velocity(plan, vocabulary)
-    velocity.load_state_dict(averaged_weights(finished(plan, "flow")))
+    velocity.load_state_dict(averaged_weights(finished(plan, stage)))
     return velocity.eval()
 
 

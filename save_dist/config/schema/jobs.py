@@ -12,6 +12,7 @@ from save_dist.config.schema.cells import (
 )
 from save_dist.config.schema.networks import (
     FlowConfig,
+    ReflowConfig,
     TrainingConfig,
     TransportConfig,
     VaeConfig,
@@ -49,11 +50,12 @@ class TrainJob(JobConfig):
     training: TrainingConfig = TrainingConfig()
     vae: VaeConfig = VaeConfig()
     flow: FlowConfig = FlowConfig()
+    reflow: ReflowConfig = ReflowConfig()
     transport: TransportConfig = TransportConfig()
 
     @model_validator(mode="after")
     def _cells_divide(self) -> "TrainJob":
-        check_stages(self.cluster, self.training, self.vae, self.flow, self.transport)
+        check_stages(self.cluster, self.training, self.vae, self.flow, self.reflow, self.transport)
         return self
 
 
@@ -89,6 +91,7 @@ class PipelineJob(JobConfig):
     training: TrainingConfig = TrainingConfig()
     vae: VaeConfig = VaeConfig()
     flow: FlowConfig = FlowConfig()
+    reflow: ReflowConfig = ReflowConfig()
     transport: TransportConfig = TransportConfig()
     grid: GridConfig = GridConfig()
     output: OutputConfig = OutputConfig()
@@ -96,7 +99,7 @@ class PipelineJob(JobConfig):
 
     @model_validator(mode="after")
     def _cells_divide(self) -> "PipelineJob":
-        check_stages(self.cluster, self.training, self.vae, self.flow, self.transport)
+        check_stages(self.cluster, self.training, self.vae, self.flow, self.reflow, self.transport)
         return self
 
     @model_validator(mode="after")
@@ -140,6 +143,7 @@ def check_stages(
     training: TrainingConfig,
     vae: VaeConfig,
     flow: FlowConfig,
+    reflow: ReflowConfig,
     transport: TransportConfig,
 ) -> None:
     """Lanes must divide evenly over ranks, minibatches over lanes; a transport has columns.
@@ -154,6 +158,8 @@ def check_stages(
             f"cluster.n_workers={cluster.n_workers}; use n_lanes: {4 * cluster.n_workers}"
         )
     optims = {"vae": vae.optim, "flow": flow.optim}
+    if "reflow" in training.stages:
+        optims["reflow"] = reflow.optim
     if "transport" in training.stages:
         optims["transport"] = transport.optim
         if not transport.columns:

@@ -179,7 +179,7 @@ def test_an_empty_file_is_an_empty_mapping(write):
         pytest.param(
             TrainJob,
             RUN + "vea: {}\n",
-            r"vea: unknown key; known here: cluster, flow, run, tra",
+            r"vea: unknown key; known here: cluster, flow, reflow, run, tra",
             id="root",
         ),
         pytest.param(

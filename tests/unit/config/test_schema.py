@@ -16,6 +16,7 @@ from save_dist.config.schema import (
     IngestConfig,
     OutputConfig,
     PipelineJob,
+    ReflowConfig,
     RunConfig,
     SolverConfig,
     SplitConfig,
@@ -243,6 +244,14 @@ def test_accepted(make):
             id="pairs over lanes",
         ),
         pytest.param(
+            {
+                "training": {"stages": ["flow", "reflow"]},
+                "reflow": {"optim": {"cells_per_step": 6}},
+            },
+            r"reflow.optim.cells_per_step=6 is not a multiple of n_lanes .* = 4; try 8",
+            id="paths over lanes",
+        ),
+        pytest.param(
             {"training": {"stages": ["vae", "flow", "transport"]}},
             r"training.stages names transport, but transport.columns is empty",
             id="transport of nothing",
@@ -254,6 +263,35 @@ def test_cells_divide_over_lanes_and_ranks(sections, text):
     for root in (lambda: TrainJob(run=RUN, **own), lambda: pipeline(**sections)):
         with pytest.raises(ValidationError, match=text):
             root()
+
+
+@pytest.mark.parametrize(
+    ("stages", "text"),
+    [
+        (
+            ["vae", "reflow", "flow"],
+            r"\[vae, reflow, flow\] is out of .*; write \[vae, flow, reflow",
+        ),
+        (["transport", "flow"], r"out of order .*; write \[flow, transport\]"),
+        (["vae", "vae"], r"names a stage twice; write \[vae\]"),
+        (["vae", "reflow"], r"\[vae, reflow\] names reflow without flow.*name flow before it"),
+        (["distil"], r"'vae', 'flow', 'reflow' or 'transport'"),
+    ],
+    ids=str,
+)
+def test_stages_follow_each_other(stages, text):
+    with pytest.raises(ValidationError, match=text):
+        TrainJob(run=RUN, training={"stages": stages})
+
+
+def test_a_reflow_may_be_added_to_a_finished_flow():
+    assert TrainJob(run=RUN, training={"stages": ["flow", "reflow"]})
+    assert ReflowConfig().optim.n_steps == 1000
+
+
+def test_a_teacher_takes_fixed_steps():
+    with pytest.raises(ValidationError, match="'euler', 'midpoint', 'heun' or 'rk4'"):
+        ReflowConfig(teacher={"method": "dopri5"})
 
 
 @pytest.mark.parametrize(

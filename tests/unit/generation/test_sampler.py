@@ -138,6 +138,23 @@ def test_solver_settings_are_used(bundle, solver, n_evaluations):
     assert cells.n_evaluations == n_evaluations
 
 
+@pytest.mark.parametrize(
+    ("guidance", "n_networks"),
+    [
+        pytest.param({"scale": 2.0}, 2, id="null and condition"),
+        pytest.param({"scale": 0.0}, 1, id="null alone"),
+        pytest.param({"columns": {"condition": 2.0}}, 3, id="null and both columns"),
+        pytest.param({"columns": {"condition": 0.0}}, 1, id="one column alone"),
+    ],
+)
+def test_every_network_of_a_guided_field_counts(bundle, guidance, n_networks):
+    options = {
+        "guidance": GuidanceConfig(**guidance),
+        "solver": SolverConfig(method="euler", n_steps=2),
+    }
+    assert sample(bundle, T_STIM, n_cells=4, **options).n_evaluations == 2 * n_networks
+
+
 def test_masked_conditions_can_be_sampled(bundle):
     mask = bundle.conditions.mask_codes
     assert not equal(sample(bundle, [mask]), sample(bundle, T_STIM))

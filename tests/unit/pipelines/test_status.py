@@ -57,6 +57,19 @@ def stages(paths):
     return {stage.stage: stage for stage in status(paths.root).stages}
 
 
+def test_every_training_stage_is_shown_in_order(run_dir):
+    paths = RunPaths(run_dir)
+    stages_ = ["vae", "flow", "reflow", "transport"]
+    more = [f"training.stages={stages_}", "transport.columns=[condition]"]
+    config = load(PipelineJob, TINY / "pipeline.yaml", [f"run.dir={run_dir}", *more])
+    paths.config.write_text(dump_yaml(config))
+    open_journal(paths.metrics).start("hash")
+    checkpoint(paths, "reflow", 20)
+    found = stages(paths)
+    assert [name for name in found if name in stages_] == stages_
+    assert (found["reflow"].durable, found["reflow"].total) == (20, 40)
+
+
 def test_fresh_run_has_stages_done_and_waiting(paths):
     found = status(paths.root)
     assert (found.state, found.attempt, found.n_failures) == ("running", 0, 0)

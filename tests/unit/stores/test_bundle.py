@@ -13,6 +13,7 @@ from tiny_model import (
     tiny_transport,
 )
 
+from save_dist.config.schema import ReflowConfig
 from save_dist.core.errors import CheckpointError
 from save_dist.stores.bundle import FORMAT, load_bundle
 
@@ -108,6 +109,13 @@ def test_a_transport_comes_back(with_transport, saved):
     want = expected.velocity(x, torch.zeros(1), told)
     assert torch.equal(transport.velocity(x, torch.zeros(1), told), want)
     assert not any(p.requires_grad for p in transport.velocity.parameters())
+
+
+def test_a_reflow_is_recorded_and_part_of_the_model(tmp_path, saved):
+    config = ReflowConfig(n_times=2)
+    bundle = load_tiny_model(tmp_path / "model", reflow_config=config)
+    assert bundle.reflow_config == config
+    assert bundle.hash != saved[1] and load_bundle(saved[0]).reflow_config is None
 
 
 def test_a_model_without_transport_says_so(saved):
