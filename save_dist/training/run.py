@@ -25,7 +25,7 @@ from save_dist.stores.transports import make_transport_velocity, pair_codes
 from save_dist.stores.vocabulary import RunVocabulary, load_vocabulary
 from save_dist.training.latents import LatentStream, encode_cells, latent_scale
 from save_dist.training.loop import FitInput, Ranks, Reporter, fit
-from save_dist.training.plan import TrainPlan, make_stream_plan
+from save_dist.training.plan import TrainPlan, make_balance, make_stream_plan
 from save_dist.training.steps import Draws, FlowStage, VaeStage
 from save_dist.training.transport import PairSampler, TransportStage, TransportStream
 from save_dist.training.validation import VaeValidation
@@ -72,6 +72,7 @@ def train_vae(
         rank=ranks.rank,
         world_size=ranks.world_size,
         cache=local_cache(plan, vocabulary, index),
+        balance=make_balance(plan, index),
     ) as stream:
         inputs = FitInput(
             stage,
@@ -128,7 +129,7 @@ def train_flow(
     stream_plan = make_stream_plan(plan, plan.flow.optim, index.n_cells)
     module = make_velocity(plan, vocabulary).to(device)
     stage = FlowStage(module, plan.flow, latent_scale(store), _draws(plan, stream_plan))
-    stream = LatentStream(store, index, stream_plan, ranks)
+    stream = LatentStream(store, index, stream_plan, ranks, make_balance(plan, index))
     inputs = FitInput(
         stage,
         stream.batches,
