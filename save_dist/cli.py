@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from save_dist.cluster import submit as submission
 from save_dist.cluster.jobs import RayJobs
@@ -26,8 +27,8 @@ from save_dist.core import lease
 from save_dist.core.durable import write_bytes, write_json
 from save_dist.core.errors import ConfigError, InfrastructureError, PartialError, SaveDistError
 from save_dist.core.paths import RunPaths
+from save_dist.pipelines import data_doctor, schedule, verbs
 from save_dist.pipelines import doctor as physician
-from save_dist.pipelines import schedule, verbs
 from save_dist.pipelines import status as progress_of
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.provenance import provenance
@@ -153,8 +154,19 @@ def schedule_tick(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: 
     raise typer.Exit(_ending(work, summary, writes_result=True))
 
 
-@app.command(help="Check machine, cluster and configuration before a job runs on them.")
+class _Doctors(TyperGroup):
+    """A command of its own that also has a subcommand."""
+
+    context_class = typer.Context  # what `doctor` is typed to get
+
+
+doctors = typer.Typer(invoke_without_command=True, cls=_Doctors)
+app.add_typer(doctors, name="doctor")
+
+
+@doctors.callback(help="Check machine, cluster and configuration before a job runs on them.")
 def doctor(
+    context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="Configuration of the job.")] = None,
     set_: SetOption = [],  # noqa: B006
     verb: Annotated[
@@ -162,6 +174,8 @@ def doctor(
     ] = None,
 ) -> None:
     """One line per check, with the remedy; exit code 5 if one forbids starting."""
+    if context.invoked_subcommand is not None:
+        return
     summary: Summary = {"verb": "doctor"}
 
     def work() -> Summary:
@@ -171,6 +185,27 @@ def doctor(
         return physician.report(found)
 
     raise typer.Exit(_ending(work, summary))
+
+
+@doctors.command("data", help="How a SOMA store lies, how fast it is read, what a copy would gain.")
+def doctor_data(
+    uri: Annotated[str, typer.Argument(help="Folder or URI of the experiment.")],
+    measurement: Annotated[str, typer.Option(help="Measurement.")] = "RNA",
+    layer: Annotated[str, typer.Option(help="Layer of raw counts.")] = "raw",
+    tiledb: Annotated[
+        list[str], typer.Option(help="Setting of TileDB, e.g. vfs.s3.region=us-west-2.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Reads a few thousand cells; changes nothing."""
+
+    def work() -> Summary:
+        settings = dict(pair.partition("=")[::2] for pair in tiledb)
+        source = schema.SourceConfig(uri=uri, measurement=measurement, layer=layer, tiledb=settings)
+        found, facts = data_doctor.examine(source)
+        sys.stdout.write(render_table(physician.table(found)))
+        return {"checks": [dataclasses.asdict(check) for check in found], **facts}
+
+    raise typer.Exit(_ending(work, {"verb": "doctor data"}))
 
 
 @app.command(help="How far a run is; reads its files only, so it may be running.")
