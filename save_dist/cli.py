@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import typer.core
+from typer.core import TyperGroup
 
 from save_dist.cluster import submit as submission
 from save_dist.cluster.jobs import RayJobs
@@ -30,9 +30,9 @@ from save_dist.core.errors import ConfigError, InfrastructureError, PartialError
 from save_dist.core.paths import RunPaths
 from save_dist.data.simulated_files import Form
 from save_dist.data.truth import SimulationConfig
+from save_dist.pipelines import data_doctor, schedule, verbs
 from save_dist.pipelines import doctor as physician
 from save_dist.pipelines import export as export_forms
-from save_dist.pipelines import schedule, verbs
 from save_dist.pipelines import simulate as simulate_cells
 from save_dist.pipelines import status as progress_of
 from save_dist.pipelines.context import Context, Summary
@@ -73,7 +73,7 @@ for _verb in JOBS:
     _add_verb(_verb)
 
 
-class _CellsFirst(typer.core.TyperGroup):
+class _CellsFirst(TyperGroup):
     """`simulate FILE` means `simulate cells FILE`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -251,8 +251,19 @@ def atlases(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     raise typer.Exit(_ending(partial(verbs.atlases, run), {"verb": "atlases"}))
 
 
-@app.command(help="Check machine, cluster and configuration before a job runs on them.")
+class _Doctors(TyperGroup):
+    """A command of its own that also has a subcommand."""
+
+    context_class = typer.Context  # what `doctor` is typed to get
+
+
+doctors = typer.Typer(invoke_without_command=True, cls=_Doctors)
+app.add_typer(doctors, name="doctor")
+
+
+@doctors.callback(help="Check machine, cluster and configuration before a job runs on them.")
 def doctor(
+    context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="Configuration of the job.")] = None,
     set_: SetOption = [],  # noqa: B006
     verb: Annotated[
@@ -260,6 +271,8 @@ def doctor(
     ] = None,
 ) -> None:
     """One line per check, with the remedy; exit code 5 if one forbids starting."""
+    if context.invoked_subcommand is not None:
+        return
     summary: Summary = {"verb": "doctor"}
 
     def work() -> Summary:
@@ -269,6 +282,27 @@ def doctor(
         return physician.report(found)
 
     raise typer.Exit(_ending(work, summary))
+
+
+@doctors.command("data", help="How a SOMA store lies, how fast it is read, what a copy would gain.")
+def doctor_data(
+    uri: Annotated[str, typer.Argument(help="Folder or URI of the experiment.")],
+    measurement: Annotated[str, typer.Option(help="Measurement.")] = "RNA",
+    layer: Annotated[str, typer.Option(help="Layer of raw counts.")] = "raw",
+    tiledb: Annotated[
+        list[str], typer.Option(help="Setting of TileDB, e.g. vfs.s3.region=us-west-2.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Reads a few thousand cells; changes nothing."""
+
+    def work() -> Summary:
+        settings = dict(pair.partition("=")[::2] for pair in tiledb)
+        source = schema.SourceConfig(uri=uri, measurement=measurement, layer=layer, tiledb=settings)
+        found, facts = data_doctor.examine(source)
+        sys.stdout.write(render_table(physician.table(found)))
+        return {"checks": [dataclasses.asdict(check) for check in found], **facts}
+
+    raise typer.Exit(_ending(work, {"verb": "doctor data"}))
 
 
 @app.command(help="How far a run is; reads its files only, so it may be running.")

@@ -23,7 +23,10 @@ def anchored(config: Job, folder: Path) -> Job:
     uri = values["tracking"]["uri"]
     if uri is not None and uri.startswith(_SQLITE):
         values["tracking"]["uri"] = f"{_SQLITE}{folder / uri.removeprefix(_SQLITE)}"
-    for entry in values.get("ingest", {}).get("inputs", []):
+    source = values.get("source")
+    if source and source["uri"] and "://" not in source["uri"]:
+        source["uri"] = str(folder / source["uri"])
+    for entry in (values.get("ingest") or {}).get("inputs", []):
         entry["path"] = _placed(entry["path"], folder)
     embedding = values.get("blocks", {}).get("embedding", {})
     if embedding.get("model") is not None:

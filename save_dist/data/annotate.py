@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Float64, Int64
 from numpy import ndarray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from save_dist.config.schema import MarkerConfig
 from save_dist.core.errors import DataError
 from save_dist.core.seeding import stream_seed
-from save_dist.data.readers import H5adReader
+from save_dist.data.readers import CellReader
 
 MARKER_ORIGIN = "marker-derived"
 """How the origin of labels from markers is noted wherever labels are shown."""
@@ -124,13 +125,19 @@ def check_markers(gene_ids: np.ndarray, n_cells: int, config: MarkerConfig, wher
         )
 
 
-def label_by_markers(reader: H5adReader, config: MarkerConfig, seed: int) -> np.ndarray:
+def label_by_markers(reader: CellReader, config: MarkerConfig, seed: int) -> np.ndarray:
     """A label for every cell of a file.
 
     Clusters (k-means on principal components of variable genes) take the label whose markers
     stand out most; then linear discriminants between the labels move cells that were clustered
-    with others of another kind. Memory: some hundred bytes a cell.
+    with others of another kind. On one thread: sums, and so labels, must not depend on how many
+    there are. Memory: some hundred bytes a cell.
     """
+    with threadpool_limits(1):
+        return _label_by_markers(reader, config, seed)
+
+
+def _label_by_markers(reader: CellReader, config: MarkerConfig, seed: int) -> np.ndarray:
     mean, var = _gene_moments(reader)
     genes = _chosen_genes(reader, var, config)
     scores = _principal_scores(reader, genes, mean, var)
@@ -160,17 +167,17 @@ def label_clusters(profiles: pd.DataFrame, markers: Mapping[str, Sequence[str]])
     return pd.DataFrame(scores).idxmax(axis=1).to_numpy(dtype=object)
 
 
-def _log_blocks(reader: H5adReader) -> Iterator[Any]:
+def _log_blocks(reader: CellReader) -> Iterator[Any]:
     """The file as sparse blocks of log1p counts per 10,000."""
-    for start in range(0, reader.n_obs, _CELLS_PER_PASS):
-        block = reader.rows(start, min(start + _CELLS_PER_PASS, reader.n_obs)).astype(np.float32)
+    for counts in reader.blocks(_CELLS_PER_PASS):
+        block = counts.astype(np.float32)
         library = np.maximum(block.sum(axis=1), 1)
         block.data = np.log1p(block.data * np.repeat(1e4 / library, np.diff(block.indptr)))
         yield block
 
 
 def _gene_moments(
-    reader: H5adReader,
+    reader: CellReader,
 ) -> tuple[Float64[ndarray, " gene"], Float64[ndarray, " gene"]]:
     """Mean and variance of log expression."""
     total = np.zeros(reader.n_vars)
@@ -183,7 +190,7 @@ def _gene_moments(
 
 
 def _chosen_genes(
-    reader: H5adReader, var: Float64[ndarray, " gene"], config: MarkerConfig
+    reader: CellReader, var: Float64[ndarray, " gene"], config: MarkerConfig
 ) -> Int64[ndarray, " chosen"]:
     """Positions of the most variable genes and of all markers."""
     markers = [gene for genes in config.genes.values() for gene in genes]
@@ -193,7 +200,7 @@ def _chosen_genes(
 
 
 def _principal_scores(
-    reader: H5adReader,
+    reader: CellReader,
     genes: Int64[ndarray, " chosen"],
     mean: Float64[ndarray, " gene"],
     var: Float64[ndarray, " gene"],
@@ -228,7 +235,7 @@ def _clusters(
 
 
 def _marker_profiles(
-    reader: H5adReader, clusters: Int64[ndarray, " cell"], config: MarkerConfig
+    reader: CellReader, clusters: Int64[ndarray, " cell"], config: MarkerConfig
 ) -> pd.DataFrame:
     """Mean log expression of the marker genes in each cluster."""
     markers = {gene for genes in config.genes.values() for gene in genes}

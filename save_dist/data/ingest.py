@@ -1,24 +1,31 @@
 """Files -> one SOMA store of raw counts. A killed ingest continues with the input it stopped in.
 
-One record per finished input stands beside the store; an input without its record is written
-again, over the same rows, so nothing is doubled and nothing missing.
+Inputs are independent, so several may be worked on at once: each writes its own rows of counts
+and leaves its obs in a file. The caller's process alone writes obs, input by input, and then the
+record that says the input is finished. An input without its record is written again, over the
+same rows, so nothing is doubled and nothing missing.
 """
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.feather
 import tiledbsoma
 from jaxtyping import Int32, Int64
 from numpy import ndarray
 
 from save_dist.config.schema import ConditionsConfig, IngestConfig
 from save_dist.core.errors import DataError, InfrastructureError
+from save_dist.core.spread import Spread, in_order
 from save_dist.data import writer
 from save_dist.data.annotate import label_by_markers
 from save_dist.data.csr import CsrCounts, sort_rows
@@ -26,7 +33,7 @@ from save_dist.data.inputs import IngestPlan, InputPlan
 from save_dist.data.inputs import check_inputs as check_inputs
 from save_dist.data.inputs import ingest_key as ingest_key
 from save_dist.data.obs import ObsRules, input_obs
-from save_dist.data.readers import H5adReader
+from save_dist.data.readers import open_cells
 from save_dist.data.receipts import IngestReceipts, IngestSummary
 
 logger = logging.getLogger(__name__)
@@ -41,8 +48,13 @@ class _Job:
     config: IngestConfig
     plan: IngestPlan
     rules: ObsRules
-    uri: Path
+    records: IngestReceipts
     seed: int
+
+    @property
+    def uri(self) -> Path:
+        """Folder of the store."""
+        return self.records.uri
 
 
 def ingest(
@@ -53,6 +65,7 @@ def ingest(
     seed: int = 0,
     plan: IngestPlan | None = None,
     progress: Progress | None = None,
+    spread: Spread = in_order,
 ) -> IngestSummary:
     """Write the cells of all inputs to a SOMA experiment at `uri`, or finish what was begun.
 
@@ -66,33 +79,26 @@ def ingest(
         seed: of the clustering behind marker labels.
         plan: what `check_inputs` gave for the same arguments, if it was just called.
         progress: called with cells written so far and cells in all.
+        spread: how the files are shared out; the store is the same for any.
 
     Raises:
         ConfigError, DataError: see `check_inputs`; before anything is written.
         DataError: if `uri` holds another ingest, or a file has two counts for one cell and gene.
         InfrastructureError: if the output cannot be written or the disk is too small.
     """
-    records = IngestReceipts(uri, ingest_key(config, conditions, seed))
+    records = IngestReceipts(uri.absolute(), ingest_key(config, conditions, seed, spread))
     if summary := records.finished():
         logger.info("event=ingest_already_complete uri=%s n_cells=%d", uri, summary.n_cells)
         return summary
-    plan = plan or check_inputs(config, conditions, seed)
+    plan = plan or check_inputs(config, conditions, seed, identity=records.key, spread=spread)
     _check_space(plan, uri)
     records.begin()
     if not uri.exists():
         writer.create_store(uri, plan.layout, {"save_dist_ingest_key": records.key})
-    job = _Job(config, plan, ObsRules.of(config, conditions), uri, seed)
-    nnz = 0
-    for position, item in enumerate(plan.inputs):
-        record = records.of_input(position)
-        if record is None:
-            record = {"input": item.name, "n_cells": item.n_cells}
-            record["nnz"] = _write_guarded(job, item, progress)
-            records.add_input(position, record)
-        nnz += int(record["nnz"])
-        _report(progress, item.start + item.n_cells, plan.n_cells)
+    job = _Job(config, plan, ObsRules.of(config, conditions), records, seed)
+    _write_missing(job, progress, spread)
     writer.mark_complete(uri, plan.label_origin)
-    summary = _summary(plan, nnz)
+    summary = _summary(job)
     records.finish(summary)
     return summary
 
@@ -112,9 +118,33 @@ def as_counts(block: Any, gene_map: Int32[ndarray, " file_gene"], count_type: st
     return csr
 
 
-def _write_guarded(job: _Job, item: InputPlan, progress: Progress | None) -> int:
+def _write_missing(job: _Job, progress: Progress | None, spread: Spread) -> None:
+    """Write the inputs that have no record yet, and their records in order."""
+    missing = [i for i in range(len(job.plan.inputs)) if job.records.of_input(i) is None]
+    # Only work that stays in this process can report before an input is done.
+    within = progress if spread is in_order or len(missing) == 1 else None
+    written = spread(partial(_write_guarded, job, within), missing)
+    for position, nnz in zip(missing, written, strict=True):
+        item = job.plan.inputs[position]
+        with _guarded(job, item):
+            writer.write_obs(job.uri, pyarrow.feather.read_table(job.records.obs_path(position)))
+        record = {"input": item.name, "n_cells": item.n_cells, "nnz": nnz}
+        job.records.add_input(position, record)
+        _report(progress, item.start + item.n_cells, job.plan.n_cells)
+
+
+def _write_guarded(job: _Job, progress: Progress | None, position: int) -> int:
+    item = job.plan.inputs[position]
+    with _guarded(job, item):
+        table, nnz = _write_counts(job, item, progress)
+        pyarrow.feather.write_feather(table, job.records.obs_path(position))
+    return nnz
+
+
+@contextlib.contextmanager
+def _guarded(job: _Job, item: InputPlan) -> Iterator[None]:
     try:
-        return _write_input(job, item, progress)
+        yield
     except (OSError, tiledbsoma.SOMAError) as e:
         raise InfrastructureError(
             f"could not copy input {item.name} to {job.uri}: {e}; free space or fix permissions, "
@@ -122,21 +152,21 @@ def _write_guarded(job: _Job, item: InputPlan, progress: Progress | None) -> int
         ) from e
 
 
-def _write_input(job: _Job, item: InputPlan, progress: Progress | None) -> int:
-    """Counts block by block, then labels and obs. Returns the number of nonzero counts."""
+def _write_counts(job: _Job, item: InputPlan, progress: Progress | None) -> tuple[pa.Table, int]:
+    """Write counts block by block. Returns obs, labels included, and the number of counts."""
     n_counts: list[np.ndarray] = []
     nnz = 0
-    with H5adReader(item.path, job.config.layer) as reader:
-        frame, kept = input_obs(reader, item.constants, job.rules)
+    with open_cells(item.path, job.config.layer, item.config.gene_column) as reader:
+        frame, kept = input_obs(reader, item.config, job.rules)
         gene_map = pd.Index(job.plan.layout.gene_ids).get_indexer(pd.Index(reader.gene_ids))
         row = item.start
-        for start in range(0, reader.n_obs, job.config.rows_per_block):
-            stop = min(start + job.config.rows_per_block, reader.n_obs)
-            block = reader.rows(start, stop)[kept[start:stop]]
-            csr = _checked_counts(block, gene_map, job, item)
+        first = 0
+        for block in reader.blocks(job.config.rows_per_block):
+            wanted = kept[first : first + block.shape[0]]
+            csr = _checked_counts(block[wanted], gene_map, job, item)
             writer.write_counts(job.uri, csr, row)
             n_counts.append(_row_sums(csr))
-            row, nnz = row + csr.n_cells, nnz + csr.counts.size
+            first, row, nnz = first + wanted.size, row + csr.n_cells, nnz + csr.counts.size
             _report(progress, row, job.plan.n_cells)
         if job.rules.marker_column and job.config.markers:
             labels = label_by_markers(reader, job.config.markers, job.seed)
@@ -144,8 +174,7 @@ def _write_input(job: _Job, item: InputPlan, progress: Progress | None) -> int:
         cell_ids = [f"{item.name}:{name}" for name in reader.cell_names]
     frame = frame.assign(cell_id=cell_ids, input=item.name)[kept]
     frame["n_counts"] = np.concatenate(n_counts)
-    writer.write_obs(job.uri, frame, job.plan.layout.obs_types, item.start)
-    return nnz
+    return writer.obs_table(frame, job.plan.layout.obs_types, item.start), nnz
 
 
 def _checked_counts(block: Any, gene_map: ndarray, job: _Job, item: InputPlan) -> CsrCounts:
@@ -178,11 +207,14 @@ def _report(progress: Progress | None, n_done: int, n_cells: int) -> None:
         progress(n_done, n_cells)
 
 
-def _summary(plan: IngestPlan, nnz: int) -> IngestSummary:
+def _summary(job: _Job) -> IngestSummary:
+    plan = job.plan
+    records = (job.records.of_input(i) for i in range(len(plan.inputs)))
     return IngestSummary(
         n_cells=plan.n_cells,
         n_genes=plan.n_genes,
-        nnz=nnz,
+        nnz=sum(int(record["nnz"]) for record in records if record is not None),
         n_inputs=len(plan.inputs),
+        key=job.records.key,
         label_origin=dict(plan.label_origin),
     )

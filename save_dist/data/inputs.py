@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -18,9 +19,16 @@ from numpy import ndarray
 from save_dist.config.schema import ConditionsConfig, IngestConfig, InputConfig
 from save_dist.core.durable import digest, file_digest
 from save_dist.core.errors import DataError
+from save_dist.core.spread import Spread, in_order
 from save_dist.data.annotate import check_markers
 from save_dist.data.obs import ObsRules, input_obs
-from save_dist.data.readers import CountFacts, H5adReader, resolve
+from save_dist.data.readers import (
+    CellReader,
+    CountFacts,
+    content_digest,
+    open_cells,
+    resolve,
+)
 from save_dist.data.writer import StoreLayout
 
 logger = logging.getLogger(__name__)
@@ -31,12 +39,12 @@ MAX_UNLABELLED_SHARE = 0.05
 
 @dataclass(frozen=True)
 class InputPlan:
-    """One input file and the rows of the store that are its own."""
+    """One input and the rows of the store that are its own."""
 
     name: str
     """Prefix of its cell ids: the file name without suffix."""
     path: Path
-    constants: Mapping[str, str]
+    config: InputConfig
     start: int
     """First row in the store."""
     n_cells: int
@@ -72,8 +80,22 @@ class IngestPlan:
         return 3 * self.nnz + 100 * self.n_cells
 
 
-def check_inputs(config: IngestConfig, conditions: ConditionsConfig, seed: int = 0) -> IngestPlan:
+def check_inputs(
+    config: IngestConfig,
+    conditions: ConditionsConfig,
+    seed: int = 0,
+    *,
+    identity: str | None = None,
+    spread: Spread = in_order,
+) -> IngestPlan:
     """Read every file once and plan the store. Writes nothing.
+
+    Args:
+        config: files, labels, layout.
+        conditions: its columns must end up in obs.
+        seed: of the clustering behind marker labels.
+        identity: what `ingest_key` gave for the same arguments, if it was just called.
+        spread: how the files are shared out.
 
     Raises:
         ConfigError: if columns are asked for that the store uses itself.
@@ -82,7 +104,8 @@ def check_inputs(config: IngestConfig, conditions: ConditionsConfig, seed: int =
     """
     rules = ObsRules.of(config, conditions)
     paths = [resolve(item.path) for item in config.inputs]
-    scans = [_scan(p, i, rules, config) for p, i in zip(paths, config.inputs, strict=True)]
+    items = list(zip(paths, config.inputs, strict=True))
+    scans = list(spread(partial(_scan, rules, config), items))
     nnz = sum(scan.counts.nnz for scan in scans)
     max_count = max(scan.counts.max_count for scan in scans)
     starts = np.cumsum([0] + [scan.n_kept for scan in scans])
@@ -95,25 +118,29 @@ def check_inputs(config: IngestConfig, conditions: ConditionsConfig, seed: int =
         mean_entries=nnz / sum(scan.n_obs for scan in scans),
     )
     inputs = tuple(
-        InputPlan(name, path, item.obs, int(start), scan.n_kept)
+        InputPlan(name, path, item, int(start), scan.n_kept)
         for name, path, item, start, scan in zip(
             input_names(config.inputs), paths, config.inputs, starts[:-1], scans, strict=True
         )
     )
-    identity = ingest_key(config, conditions, seed)
+    identity = identity or ingest_key(config, conditions, seed, spread)
     return IngestPlan(identity, inputs, layout, nnz, rules.label_origin(config))
 
 
-def ingest_key(config: IngestConfig, conditions: ConditionsConfig, seed: int) -> str:
+def ingest_key(
+    config: IngestConfig, conditions: ConditionsConfig, seed: int, spread: Spread = in_order
+) -> str:
     """Identity of the store these settings and files give; reads the files.
 
     Raises:
         DataError: if a file does not exist.
     """
     settings = config.model_dump(mode="json", exclude={"inputs", "labels", "rows_per_block"})
+    contents = spread(content_digest, [resolve(item.path) for item in config.inputs])
+    names = input_names(config.inputs)
     files = [
-        {"name": name, "constants": item.obs, "sha256": file_digest(resolve(item.path))}
-        for name, item in zip(input_names(config.inputs), config.inputs, strict=True)
+        {"name": name, "sha256": content, **item.model_dump(mode="json", exclude={"path"})}
+        for name, item, content in zip(names, config.inputs, contents, strict=True)
     ]
     labels = config.labels
     table = file_digest(labels) if labels is not None and labels.is_file() else None
@@ -129,17 +156,20 @@ def ingest_key(config: IngestConfig, conditions: ConditionsConfig, seed: int) ->
 
 
 def input_names(inputs: Sequence[InputConfig]) -> list[str]:
-    """One name per input: the file name without suffix, with its folder where that is not unique.
+    """One name per input: the file name without suffix, or as much more as tells it from others.
 
     >>> input_names([InputConfig(path="a/x.h5ad"), InputConfig(path="b/x.h5ad")])
     ['a/x', 'b/x']
+    >>> input_names([InputConfig(path="x.h5ad"), InputConfig(path="x.zarr")])
+    ['x.h5ad', 'x.zarr']
     """
-    stems = [PurePath(item.path).stem for item in inputs]
-    many = {stem for stem, n in Counter(stems).items() if n > 1}
-    return [
-        str(PurePath(item.path).with_suffix("")) if stem in many else stem
-        for item, stem in zip(inputs, stems, strict=True)
-    ]
+    paths = [PurePath(item.path) for item in inputs]
+    longer = [[p.stem for p in paths], [str(p.with_suffix("")) for p in paths]]
+    names = [item.path for item in inputs]
+    for shorter in reversed(longer):
+        many = {name for name, n in Counter(shorter).items() if n > 1}
+        names = [n if s in many else s for s, n in zip(shorter, names, strict=True)]
+    return names
 
 
 def merge_genes(genes: Sequence[np.ndarray], how: str, paths: Sequence[Path]) -> tuple[str, ...]:
@@ -154,7 +184,7 @@ def merge_genes(genes: Sequence[np.ndarray], how: str, paths: Sequence[Path]) ->
         if not common:
             raise DataError(
                 f"{path} has no gene in common with {paths[0]}: {own[0]!r} against "
-                f"{next(iter(merged))!r}; rename the genes of one of them to the names of the other"
+                f"{next(iter(merged))!r}; name the genes of both alike (gene_column of an input)"
             )
         if how == "intersection":
             merged = {gene: None for gene in merged if gene in common}
@@ -173,19 +203,20 @@ class _Scan(NamedTuple):
     counts: CountFacts
 
 
-def _scan(path: Path, item: InputConfig, rules: ObsRules, config: IngestConfig) -> _Scan:
-    with H5adReader(path, config.layer) as reader:
+def _scan(rules: ObsRules, config: IngestConfig, found: tuple[Path, InputConfig]) -> _Scan:
+    path, item = found
+    with open_cells(path, config.layer, item.gene_column) as reader:
         _check_names(reader)
         if rules.marker_column and config.markers:
             check_markers(reader.gene_ids, reader.n_obs, config.markers, str(path))
-        frame, kept = input_obs(reader, item.obs, rules)
+        frame, kept = input_obs(reader, item, rules)
         _check_kept(kept, frame, rules, path)
         kinds = {str(c): _kind(frame[c]) for c in frame.columns}
         counts = reader.scan_counts()
         return _Scan(reader.n_obs, int(kept.sum()), reader.gene_ids, kinds, counts)
 
 
-def _check_names(reader: H5adReader) -> None:
+def _check_names(reader: CellReader) -> None:
     if reader.n_obs == 0 or reader.n_vars == 0:
         raise DataError(
             f"{reader.path} has {reader.n_obs} cells and {reader.n_vars} genes, expected at least "
@@ -197,7 +228,7 @@ def _check_names(reader: H5adReader) -> None:
             raise DataError(
                 f"{reader.path}: {twice.nunique()} {what} names occur more than once, e.g. "
                 f"{twice[0]!r}; make them unique (AnnData: {'var' if what == 'gene' else 'obs'}"
-                "_names_make_unique)"
+                "_names_make_unique)" + (", or set gene_column of the input" * (what == "gene"))
             )
 
 

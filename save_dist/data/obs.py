@@ -8,10 +8,10 @@ import pandas as pd
 from jaxtyping import Bool
 from numpy import ndarray
 
-from save_dist.config.schema import ConditionsConfig, IngestConfig
+from save_dist.config.schema import ConditionsConfig, IngestConfig, InputConfig
 from save_dist.core.errors import ConfigError, DataError
 from save_dist.data.annotate import MARKER_ORIGIN, join_labels, read_labels
-from save_dist.data.readers import H5adReader
+from save_dist.data.readers import CellReader
 
 _RESERVED = ("cell_id", "n_counts")
 
@@ -48,6 +48,13 @@ class ObsRules:
                 f"columns {', '.join(own)} are written by the ingest itself; leave them out of "
                 "conditions.columns, ingest.obs_columns and ingest.markers.column, or rename them"
             )
+        for item in config.inputs:
+            if unread := [ours for ours in item.rename.values() if ours not in columns]:
+                raise ConfigError(
+                    f"input {item.path} renames columns to {', '.join(unread)}, which nobody "
+                    f"reads; columns read: {', '.join(columns)}: correct rename, or add them to "
+                    "ingest.obs_columns"
+                )
         table = read_labels(config.labels, config.labels_key) if config.labels else None
         marker_column = config.markers.column if config.markers and table is None else None
         return cls(
@@ -70,16 +77,17 @@ class ObsRules:
 
 
 def input_obs(
-    reader: H5adReader, constants: Mapping[str, str], rules: ObsRules
+    reader: CellReader, item: InputConfig, rules: ObsRules
 ) -> tuple[pd.DataFrame, Bool[ndarray, " cell"]]:
     """The obs columns of one file, and which of its cells have every condition.
 
-    A column comes from the constants of the input, else the label table, else the file's obs.
-    The column that markers will fill is left out.
+    A column comes from the constants of the input, else the label table, else the file's obs,
+    under the name that the input gives it. The column that markers will fill is left out.
 
     Raises:
         DataError: naming a column that is nowhere, and what there is.
     """
+    constants, stored = item.obs, _stored_names(reader, item.rename)
     joined = None
     if rules.table is not None:
         joined = join_labels(
@@ -91,8 +99,8 @@ def input_obs(
             frame[column] = constants[column]
         elif joined is not None and column in joined:
             frame[column] = joined[column]
-        elif column in reader.obs_columns and column != rules.marker_column:
-            frame[column] = reader.obs_column(column)
+        elif column in stored and column != rules.marker_column:
+            frame[column] = reader.obs_column(stored[column])
         elif column != rules.marker_column:
             raise DataError(_no_column(column, reader, constants, rules))
     known = [c for c in rules.conditions if c in frame]
@@ -100,8 +108,20 @@ def input_obs(
     return frame, kept.to_numpy(dtype=np.bool_)
 
 
+def _stored_names(reader: CellReader, rename: Mapping[str, str]) -> dict[str, str]:
+    """Our name -> the file's own, for every column of its obs."""
+    known = reader.obs_columns
+    if missing := [theirs for theirs in rename if theirs not in known]:
+        raise DataError(
+            f"{reader.path}: obs has no column {', '.join(missing)} to rename; it has: "
+            f"{', '.join(known) or 'no columns'}; correct rename of the input"
+        )
+    kept = {name: name for name in known if name not in rename}
+    return kept | {ours: theirs for theirs, ours in rename.items()}
+
+
 def _no_column(
-    column: str, reader: H5adReader, constants: Mapping[str, str], rules: ObsRules
+    column: str, reader: CellReader, constants: Mapping[str, str], rules: ObsRules
 ) -> str:
     table = (
         "there is none"
@@ -112,6 +132,6 @@ def _no_column(
     return (
         f"{reader.path}: column {column!r} of {asked} is nowhere: obs of the file has "
         f"{', '.join(reader.obs_columns) or 'no columns'}; the input's constants are "
-        f"{', '.join(constants) or 'none'}; the label table {table}; correct the name, or give "
-        "a constant, a label table or markers"
+        f"{', '.join(constants) or 'none'}; the label table {table}; correct the name, or "
+        "give a constant, a rename, a label table or markers"
     )

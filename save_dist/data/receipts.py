@@ -19,6 +19,8 @@ class IngestSummary:
     n_genes: int
     nnz: int
     n_inputs: int
+    key: str
+    """Identity of the ingest: equal key, equal store."""
     label_origin: dict[str, str] = field(default_factory=dict)
     """obs column -> origin of its labels, for those that were not in the input files."""
 
@@ -53,7 +55,7 @@ class IngestReceipts:
                 "or use another run.dir"
             )
         done = self.folder / "done.json"
-        return IngestSummary(**read_json(done)) if done.is_file() else None
+        return IngestSummary(**read_json(done), key=self.key) if done.is_file() else None
 
     def begin(self) -> None:
         """Set up the folder; records without a store are dropped.
@@ -70,13 +72,20 @@ class IngestReceipts:
         path = self._input_path(position)
         return read_json(path) if path.is_file() else None
 
+    def obs_path(self, position: int) -> Path:
+        """Where obs of an input waits until it is written."""
+        return self.folder / f"{position:06d}.obs.arrow"
+
     def add_input(self, position: int, record: dict[str, Any]) -> None:
         """Say that an input is written in full."""
         write_json(self._input_path(position), record)
+        self.obs_path(position).unlink(missing_ok=True)
 
     def finish(self, summary: IngestSummary) -> None:
         """Say that the store is complete."""
-        write_json(self.folder / "done.json", asdict(summary))
+        facts = asdict(summary)
+        del facts["key"]  # stands in plan.json
+        write_json(self.folder / "done.json", facts)
 
     def _input_path(self, position: int) -> Path:
         return self.folder / f"{position:06d}.json"

@@ -3,7 +3,9 @@
 Knows nothing of minibatches, orders or ranks; `stream` decides which rows to ask for.
 """
 
+import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +27,16 @@ from save_dist.data.csr import CsrPiece, assemble, rows_of, sort_rows
 
 GENE_ID_COLUMNS = ("gene_id", "var_id", "feature_id")
 """Where gene names stand: our own stores, tiledbsoma.io, CELLxGENE Census."""
+CELL_ID_COLUMNS = ("cell_id", "obs_id", "observation_joinid")
+"""Where cell names stand, in the same order."""
 
 COMPLETE_KEY = "save_dist_complete"
 """Experiment metadata: "false" while cells are being written. Stores of others have none."""
 ORIGIN_KEY = "save_dist_label_origin"
 """Experiment metadata: JSON of obs column -> origin of its labels."""
+
+_STORE_ERRORS = (tiledbsoma.SOMAError, RuntimeError)
+"""What a damaged or unreachable store raises; RuntimeError from the library beneath."""
 
 _X_COLUMNS = ("soma_dim_0", "soma_dim_1", "soma_data")
 # Local stores are read in portions whose tiles and Arrow columns find memory that is warm already:
@@ -48,6 +55,34 @@ class StoreLocator:
     """Milliseconds since 1970: the store as it was then. None: as it is now."""
     measurement: str = "RNA"
     layer: str = "raw"
+    gene_column: str | None = None
+    """Column of var that names the genes; None: the first known one."""
+    cell_column: str | None = None
+    """Column of obs that names the cells; None: the first known one, else the joinid."""
+    value_filter: str | None = None
+    """Cells that count as the store's; None: all."""
+    tiledb: tuple[tuple[str, str], ...] = ()
+    """Settings of TileDB by name; credentials are never among them."""
+
+    def to_json(self, root: Path) -> dict[str, Any]:
+        """A store inside `root`, the run folder, is named relative to it: run folders move."""
+        facts = dataclasses.asdict(self)
+        if not is_remote(self.uri) and Path(self.uri).absolute().is_relative_to(root.absolute()):
+            facts["uri"] = os.path.relpath(self.uri, root)
+        return facts
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any], root: Path) -> "StoreLocator":
+        """Workers have another working folder: paths are made whole."""
+        uri = facts["uri"]
+        whole = uri if is_remote(uri) else str((root / uri).resolve())
+        settings = tuple((name, value) for name, value in facts.get("tiledb", ()))
+        return cls(**{**facts, "uri": whole, "tiledb": settings})
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a store lies in an object store rather than in a folder."""
+    return "://" in uri and not uri.startswith("file://")
 
 
 class Entries(NamedTuple):
@@ -68,17 +103,22 @@ class SomaSource:
 
     Raises:
         DataError: if the store, the measurement or the layer does not exist; what does is listed.
+        InfrastructureError: if it exists and cannot be read.
     """
 
     def __init__(self, locator: StoreLocator) -> None:
         self.locator = locator
-        self._is_remote = "://" in locator.uri and not locator.uri.startswith("file://")
+        self._is_remote = is_remote(locator.uri)
         self._entries_per_cell = 1024.0
         self._experiment: Any = _open(locator, self._is_remote)
-        self._check_complete()
-        self._ms: Any = self._member(self._experiment.ms, locator.measurement, "measurement")
-        self._x: Any = self._member(self._ms.X, locator.layer, "layer")
-        self.n_genes = int(self._ms.var.count)
+        try:
+            self._check_complete()
+            self._ms: Any = self._member(self._experiment.ms, locator.measurement, "measurement")
+            self._x: Any = self._member(self._ms.X, locator.layer, "layer")
+            self.n_genes = int(self._ms.var.count)
+        except _STORE_ERRORS as e:
+            self.close()
+            raise InfrastructureError(f"could not read {locator.uri}: {e}") from e
         self._gene_dtype = np.uint16 if self.n_genes <= 2**16 else np.int32
         narrow = self._x.schema.field("soma_data").type in (pa.uint8(), pa.uint16())
         self._count_dtype = np.uint16 if narrow else np.float32
@@ -100,8 +140,21 @@ class SomaSource:
 
     @property
     def n_obs(self) -> int:
-        """Cells in the store."""
-        return int(self._experiment.obs.count)
+        """Cells of the store that the locator means."""
+        if self.locator.value_filter is None:
+            return int(self._experiment.obs.count)
+        return self.joinids.size
+
+    @property
+    def obs_columns(self) -> list[str]:
+        """Columns of obs, soma_joinid left out."""
+        names = list(self._experiment.obs.keys())
+        return [name for name in names if name != "soma_joinid"]
+
+    @property
+    def matrix(self) -> Any:
+        """The open array of counts, for those who ask about its layout."""
+        return self._x
 
     @property
     def version(self) -> str | None:
@@ -118,8 +171,8 @@ class SomaSource:
 
     @property
     def joinids(self) -> Int64[ndarray, " cell"]:
-        """soma_joinid of every cell, ascending; they may have gaps."""
-        ids = self._read_frame(self._experiment.obs, ["soma_joinid"])["soma_joinid"]
+        """soma_joinid of every cell that the locator means, ascending; they may have gaps."""
+        ids = self._read_obs(["soma_joinid"])["soma_joinid"]
         return np.sort(ids.to_numpy(dtype=np.int64))
 
     @property
@@ -127,14 +180,16 @@ class SomaSource:
         """Gene names in the order of the matrix columns.
 
         Raises:
-            DataError: if var has no column of gene names, or its joinids are not 0, 1, 2, ...
+            DataError: if var has no column of gene names, one of them stands twice, or its
+                joinids are not 0, 1, 2, ...
         """
-        names = self._ms.var.keys()
-        column = next((c for c in GENE_ID_COLUMNS if c in names), None)
+        names = list(self._ms.var.keys())
+        wanted = (self.locator.gene_column,) if self.locator.gene_column else GENE_ID_COLUMNS
+        column = next((c for c in wanted if c in names), None)
         if column is None:
             raise DataError(
-                f"var of {self.locator.uri} has none of the columns {', '.join(GENE_ID_COLUMNS)}; "
-                f"it has: {', '.join(names)}"
+                f"var of {self.locator.uri} has none of the columns {', '.join(wanted)}; it has: "
+                f"{', '.join(names)}; name the one with gene names in source.gene_column"
             )
         var = self._read_frame(self._ms.var, ["soma_joinid", column]).sort_values("soma_joinid")
         if not np.array_equal(var["soma_joinid"], np.arange(len(var))):
@@ -142,21 +197,43 @@ class SomaSource:
                 f"var of {self.locator.uri} has gaps in its joinids; ingest its cells again "
                 "into a store of their own"
             )
-        return tuple(var[column].astype(str))
+        genes = var[column].astype(str)
+        if genes.duplicated().any():
+            raise DataError(
+                f"column {column!r} in var of {self.locator.uri} holds "
+                f"{genes[genes.duplicated()].iloc[0]!r} more than once; name a column of unique "
+                "gene names in source.gene_column"
+            )
+        return tuple(genes)
+
+    @property
+    def cell_names(self) -> "pd.Series[Any]":
+        """Name of every cell that the locator means, by joinid, ascending.
+
+        Raises:
+            DataError: if obs has no such column.
+        """
+        asked = self.locator.cell_column
+        wanted = (asked,) if asked else CELL_ID_COLUMNS
+        column = asked or next((c for c in wanted if c in self.obs_columns), None)
+        if column is None:
+            ids = self.joinids
+            return pd.Series(ids.astype(str), index=ids)
+        return self.obs([column])[column].astype(str)
 
     def obs(self, columns: Sequence[str]) -> pd.DataFrame:
-        """The asked columns of every cell, indexed by soma_joinid, ascending.
+        """The asked columns of every cell that the locator means, by soma_joinid, ascending.
 
         Raises:
             DataError: naming the columns that are absent and those that exist.
         """
-        known = self._experiment.obs.keys()
+        known = self.obs_columns
         if missing := [c for c in columns if c not in known]:
             raise DataError(
                 f"obs of {self.locator.uri} has no column {', '.join(missing)}; "
-                f"it has: {', '.join(k for k in known if k != 'soma_joinid')}"
+                f"it has: {', '.join(known)}"
             )
-        frame = self._read_frame(self._experiment.obs, ["soma_joinid", *columns])
+        frame = self._read_obs(["soma_joinid", *columns])
         return frame.set_index("soma_joinid").sort_index()[list(columns)]
 
     def read_counts(self, joinids: Int64[ndarray, " cell"]) -> CsrCounts:
@@ -209,7 +286,7 @@ class SomaSource:
             for table in self._x.read(coords=(ids,)).tables():
                 for part in table.to_batches():
                     yield Entries(*(part.column(name).to_numpy() for name in _X_COLUMNS))
-        except tiledbsoma.SOMAError as e:
+        except _STORE_ERRORS as e:
             raise InfrastructureError(
                 f"could not read cells {joinids[0]}..{joinids[-1]} of {self.locator.uri}: {e}"
             ) from e
@@ -235,6 +312,20 @@ class SomaSource:
             raise DataError(f"{self.locator.uri} has no {kind} {name!r}; it has: {known}")
         return collection[name]
 
+    def _read_obs(self, columns: list[str]) -> pd.DataFrame:
+        wanted = self.locator.value_filter
+        try:
+            read = self._experiment.obs.read(column_names=columns, value_filter=wanted)
+            table: pd.DataFrame = read.concat().to_pandas()
+        except (tiledbsoma.SOMAError, ValueError, SyntaxError, KeyError) as e:
+            if wanted is None:
+                raise
+            raise DataError(
+                f"obs of {self.locator.uri} cannot be filtered by {wanted!r}: {e}; columns: "
+                f"{', '.join(self.obs_columns)}; correct source.value_filter"
+            ) from e
+        return table
+
     def _read_frame(self, frame: Any, columns: list[str]) -> pd.DataFrame:
         table: pd.DataFrame = frame.read(column_names=columns).concat().to_pandas()
         return table
@@ -246,6 +337,7 @@ def _open(locator: StoreLocator, is_remote: bool) -> Any:
         "soma.init_buffer_bytes": _REMOTE_BUFFER_BYTES if is_remote else _LOCAL_BUFFER_BYTES,
         # Else every read ends by handing its memory back, and the next one faults it in again.
         "sm.mem.malloc_trim": "false",
+        **dict(locator.tiledb),
     }
     context = tiledbsoma.SOMATileDBContext(tiledb_config=config)
     try:

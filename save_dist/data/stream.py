@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
+from save_dist.data.balance import Balance
 from save_dist.data.cache import cache_key, open_cache
 from save_dist.data.packed import PackedCells, PackedReader
 from save_dist.data.partition import StreamPlan, Stretch
@@ -65,6 +66,7 @@ class CellStream:
         rank: this reader.
         world_size: readers that share the lanes.
         cache: folder from `cache.ensure_cache`; None, or one that is gone, reads the store.
+        balance: which cell is drawn at each place of an epoch; None: every cell once.
 
     Raises:
         ConfigError: if the lanes do not divide over the ranks.
@@ -81,11 +83,14 @@ class CellStream:
         rank: int = 0,
         world_size: int = 1,
         cache: Path | None = None,
+        balance: Balance | None = None,
     ) -> None:
         assert plan.n_cells == index.n_cells, "the plan was made for another index"
+        assert balance is None or balance.n_cells == index.n_cells, "a balance of another index"
         self.plan = plan
         self.lanes = plan.lanes_of(rank, world_size)
         self._index = index
+        self._balance = balance
         self._n_genes = gene_positions.size
         self._buffers = DenseBuffers()
         self._prefetcher = Prefetcher("cell-stream")
@@ -148,6 +153,8 @@ class CellStream:
 
     def _load(self, stretch: Stretch) -> _Pool:
         positions = self.plan.rows_of(stretch, self.lanes)
+        if self._balance is not None:
+            positions = self._balance.cells(stretch.epoch)[positions]
         try:
             return _Pool(*self._reader.read(positions), positions)
         except Exception as e:

@@ -78,12 +78,16 @@ def create_store(uri: Path, layout: StoreLayout, about: Mapping[str, str]) -> No
         raise InfrastructureError(f"could not create the store {uri}: {e}") from e
 
 
-def write_obs(uri: Path, frame: pd.DataFrame, types: Mapping[str, str], start: int) -> None:
-    """Write obs rows `start` onwards: cell_id, input, n_counts and the columns of `types`."""
+def obs_table(frame: pd.DataFrame, types: Mapping[str, str], start: int) -> pa.Table:
+    """Obs rows `start` onwards: cell_id, input, n_counts and the columns of `types`."""
     fields = {"cell_id": "large_string", "input": "string", **types, "n_counts": "int64"}
     arrays = [pa.array(np.arange(start, start + len(frame)), pa.int64())]
     arrays += [_arrow(frame[name], kind) for name, kind in fields.items()]
-    table = pa.Table.from_arrays(arrays, names=["soma_joinid", *fields])
+    return pa.Table.from_arrays(arrays, names=["soma_joinid", *fields])
+
+
+def write_obs(uri: Path, table: pa.Table) -> None:
+    """Write rows of obs. One process alone: new text values change the schema of obs."""
     with tiledbsoma.Experiment.open(str(uri), "w") as experiment:
         experiment.obs.write(table)
 
@@ -107,7 +111,10 @@ def write_cells(
 
 
 def write_counts(uri: Path, csr: CsrCounts, start: int) -> None:
-    """Write matrix rows `start` onwards as one fragment; genes must ascend within each row."""
+    """Write matrix rows `start` onwards as one fragment; genes must ascend within each row.
+
+    Several processes may write at the same time, each its own rows.
+    """
     rows = np.arange(start, start + csr.n_cells, dtype=np.int64)
     columns = {
         "soma_dim_0": np.repeat(rows, np.diff(csr.indptr)),

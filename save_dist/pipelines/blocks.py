@@ -16,6 +16,7 @@ from save_dist.data.statistics import (
 )
 from save_dist.pipelines.context import Context, Summary, finished, record
 from save_dist.pipelines.gene_vectors import check_embedding, gene_vectors, input_digests
+from save_dist.pipelines.ingest import attached
 from save_dist.stores.vocabulary import RunVocabulary, save_vocabulary
 from save_dist.vocab.blocks import build_blocks
 from save_dist.vocab.conditions import ConditionVocabulary, matches
@@ -31,7 +32,9 @@ def blocks(config: BlocksJob | PipelineJob, context: Context) -> Summary:
         return summary
     check_embedding(config.blocks.embedding)
 
-    locator = StoreLocator(str(context.paths.store), timestamp=time.time_ns() // 1_000_000)
+    locator = attached(context.paths) or StoreLocator(
+        str(context.paths.store), timestamp=time.time_ns() // 1_000_000
+    )
     with SomaSource(locator) as source:
         conditions, index = _index_cells(source, config, ingested["label_origin"])
         train, store_genes = index.where(TRAIN), source.gene_ids
@@ -106,10 +109,10 @@ def _index_cells(
     source: SomaSource, config: BlocksJob | PipelineJob, label_origin: dict[str, str]
 ) -> tuple[ConditionVocabulary, CellIndex]:
     """Condition codes and split of every cell that is not excluded."""
-    obs = source.obs(["cell_id", *config.conditions.columns])
+    obs = source.obs(config.conditions.columns)
     obs = obs[~matches(obs, config.conditions.exclude)]
     conditions = ConditionVocabulary.from_frame(obs, config.conditions, label_origin)
     codes = conditions.encode(obs)
-    cell_ids = obs["cell_id"].tolist()
+    cell_ids = source.cell_names.loc[obs.index].tolist()
     split = assign_splits(cell_ids, codes, conditions, config.split, config.run.seed)
     return conditions, CellIndex(obs.index.to_numpy(np.int64), codes, split)

@@ -4,6 +4,7 @@ import base64
 import os
 import socket
 import stat
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -14,10 +15,12 @@ from save_dist.config.schema import BlocksJob, IngestJob, JobConfig, PipelineJob
 from save_dist.core.durable import verify_folder
 from save_dist.core.errors import SaveDistError
 from save_dist.core.paths import RunPaths
+from save_dist.data.attach import attach
 from save_dist.data.ingest import check_inputs
 from save_dist.data.source import SomaSource, StoreLocator
 from save_dist.pipelines.checks import Check, TokenFile, check_stale_address
 from save_dist.pipelines.gene_vectors import check_embedding
+from save_dist.pipelines.ingest import attached
 from save_dist.stores.receipts import read_record
 from save_dist.tracking.tracker import redact
 
@@ -92,7 +95,11 @@ def contents(config: JobConfig, verb: str) -> list[Check]:
     }
     out = []
     if isinstance(config, IngestJob | PipelineJob) and not paths.store.exists():
-        out.append(_attempt("inputs", lambda: _inputs(config), "correct ingest.inputs"))
+        remedy = "correct ingest.inputs" if config.ingest else "correct source"
+        out.append(_attempt("inputs", lambda: _inputs(config), remedy))
+    elif "store" in _NEEDS.get(verb, ()) and (locator := attached(paths)) is not None:
+        out.append(_attempt("store", lambda: _attached(locator), "see that it can be reached"))
+        del looks["store"]
     if isinstance(config, BlocksJob | PipelineJob) and not paths.vocab.exists():
         remedy = "correct blocks.embedding"
         out.append(
@@ -115,6 +122,10 @@ def _attempt(name: str, look: Callable[[], str], remedy: str) -> Check:
 
 
 def _inputs(config: IngestJob | PipelineJob) -> str:
+    if config.source is not None:
+        found = attach(config.source, config.conditions.columns, time.time_ns() // 1_000_000)
+        return f"{found.n_cells} cells x {found.n_genes} genes in {redact(found.locator.uri)}"
+    assert config.ingest is not None  # checked by the schema
     plan = check_inputs(config.ingest, config.conditions)
     return f"{len(plan.inputs)} files, {plan.layout.n_cells} cells can be read"
 
@@ -124,6 +135,11 @@ def _store(paths: RunPaths) -> str:
         return f"{paths.store} is not finished; ingest continues it"
     with SomaSource(StoreLocator(str(paths.store))) as source:
         return f"{source.n_obs} cells x {len(source.gene_ids)} genes"
+
+
+def _attached(locator: StoreLocator) -> str:
+    with SomaSource(locator) as source:
+        return f"{source.n_obs} cells x {source.n_genes} genes in {redact(locator.uri)}"
 
 
 def _folder(place: Path) -> str:

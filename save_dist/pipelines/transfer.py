@@ -76,7 +76,7 @@ def _matching(vocabulary: RunVocabulary, source: Condition) -> CellIndex:
 
 def _cell_ids(vocabulary: RunVocabulary, index: CellIndex) -> np.ndarray:
     with SomaSource(vocabulary.store) as source:
-        names = source.obs(["cell_id"])["cell_id"]
+        names = source.cell_names
     if missing := set(index.joinids.tolist()) - set(names.index):
         raise DataError(f"the store lacks {len(missing)} cells of the vocabulary; ingest again")
     ids: np.ndarray = names.loc[index.joinids].to_numpy()

@@ -1,6 +1,7 @@
 """The jobs by name: what each does, how it runs, what `--dry-run` says of it."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from save_dist.config import schema
 from save_dist.core.errors import PartialError
 from save_dist.core.paths import RunPaths
+from save_dist.data.attach import attach
 from save_dist.data.ingest import check_inputs
 from save_dist.generation.audit import check_conditions, choose_parts, resample
 from save_dist.pipelines.blocks import blocks
@@ -35,7 +37,7 @@ RUN: dict[str, Callable[[Any, Context], Summary]] = {
 }
 
 HELP = {
-    "ingest": "Files of cells -> one TileDB-SOMA store of raw counts.",
+    "ingest": "Files of cells -> one TileDB-SOMA store of raw counts; or pin a store of others.",
     "blocks": "Store -> vocabulary: conditions, split, genes, gene blocks.",
     "train": "Store and vocabulary -> VAE, latents, flow, exported model (Ray Train).",
     "generate": "Model and declared grid -> Zarr atlas of virtual cells (Ray Data).",
@@ -46,6 +48,10 @@ HELP = {
 
 
 def _plan_ingest(config: schema.IngestJob | schema.PipelineJob) -> Summary:
+    if config.source is not None:
+        found = attach(config.source, config.conditions.columns, time.time_ns() // 1_000_000)
+        return {"n_cells": found.n_cells, "n_genes": found.n_genes, "uri": found.locator.uri}
+    assert config.ingest is not None  # checked by the schema
     plan = check_inputs(config.ingest, config.conditions)
     return {
         "n_inputs": len(plan.inputs),

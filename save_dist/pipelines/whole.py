@@ -14,8 +14,8 @@ from save_dist.pipelines.train import train
 def pipeline(config: PipelineJob, context: Context) -> Summary:
     """Files of cells -> store -> vocabulary -> model -> atlas -> report."""
     check_embedding(config.blocks.embedding)
-    summary = {"ingest": ingest(config, context), "blocks": blocks(config, context)}
     with shared_session():
+        summary = {"ingest": ingest(config, context), "blocks": blocks(config, context)}
         summary["train"] = train(config, context)
         summary["generate"] = generate(config, context)
     summary["evaluate"] = evaluate(config, context)

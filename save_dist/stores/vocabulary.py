@@ -5,11 +5,8 @@ to which combination and split. Fitted on training cells only; read by every wor
 the model.
 """
 
-import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -53,7 +50,7 @@ def save_vocabulary(folder: Path, vocabulary: RunVocabulary) -> RunVocabulary:
         write_json(aside / "genes.json", vocabulary.genes.to_json())
         write_json(aside / "conditions.json", vocabulary.conditions.to_json())
         write_json(aside / "blocks.json", vocabulary.blocks.to_json())
-        write_json(aside / "store.json", _relative(vocabulary.store, folder.parent))
+        write_json(aside / "store.json", vocabulary.store.to_json(folder.parent))
         for name in _ARRAYS:
             np.save(aside / f"{name}.npy", getattr(vocabulary, name), allow_pickle=False)
         vocabulary.index.save(aside / "cells")
@@ -73,22 +70,7 @@ def load_vocabulary(folder: Path) -> RunVocabulary:
         conditions=ConditionVocabulary.from_json(read_json(folder / "conditions.json")),
         blocks=GeneBlocks.from_json(read_json(folder / "blocks.json")),
         index=CellIndex.load(folder / "cells"),
-        store=_absolute(read_json(folder / "store.json"), folder.parent),
+        store=StoreLocator.from_json(read_json(folder / "store.json"), folder.parent),
         hash=digest(manifest["files"]),
         **arrays,
     )
-
-
-def _relative(store: StoreLocator, root: Path) -> dict[str, Any]:
-    """A store inside the run folder is named relative to it: run folders can be moved."""
-    facts = dataclasses.asdict(store)
-    if "://" not in store.uri:
-        facts["uri"] = os.path.relpath(store.uri, root)
-    return facts
-
-
-def _absolute(facts: dict[str, Any], root: Path) -> StoreLocator:
-    """Workers have another working folder: paths are made whole."""
-    if "://" not in facts["uri"]:
-        facts["uri"] = str((root / facts["uri"]).resolve())
-    return StoreLocator(**facts)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from save_dist.data.balance import Balance
 from save_dist.data.partition import StreamPlan
 from save_dist.data.scan import scan
 from save_dist.data.source import SomaSource, StoreLocator
@@ -101,11 +102,17 @@ class LatentStream:
     """Minibatches of latents in the order of a `StreamPlan`; mirrors `CellStream`."""
 
     def __init__(
-        self, store: LatentStore, index: CellIndex, plan: StreamPlan, ranks: Ranks
+        self,
+        store: LatentStore,
+        index: CellIndex,
+        plan: StreamPlan,
+        ranks: Ranks,
+        balance: Balance | None = None,
     ) -> None:
         self._store = store
         self._index = index
         self._plan = plan
+        self._balance = balance
         self._lanes = plan.lanes_of(ranks.rank, ranks.world_size)
         self.wait_s = 0.0
 
@@ -113,7 +120,10 @@ class LatentStream:
         """Minibatches of the optimiser steps `start_step` (inclusive) to `stop_step`."""
         step = start_step
         for stretch in self._plan.stretches(start_step, stop_step):
-            for rows in self._plan.rows_of(stretch, self._lanes):
+            places = self._plan.rows_of(stretch, self._lanes)
+            if self._balance is not None:
+                places = self._balance.cells(stretch.epoch)[places]
+            for rows in places:
                 yield self._batch(step, rows)
                 step += 1
 

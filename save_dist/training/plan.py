@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from save_dist.config.schema import (
     FlowConfig,
     OptimConfig,
@@ -13,7 +15,9 @@ from save_dist.config.schema import (
 )
 from save_dist.core.durable import digest
 from save_dist.core.paths import RunPaths
+from save_dist.data.balance import Balance
 from save_dist.data.partition import StreamPlan
+from save_dist.data.splits import CellIndex
 
 StageConfig = VaeConfig | FlowConfig | ReflowConfig | TransportConfig
 
@@ -79,3 +83,9 @@ def make_stream_plan(plan: TrainPlan, optim: OptimConfig, n_cells: int) -> Strea
         n_lanes=stream.n_lanes,
         seed=plan.seed,
     )
+
+
+def make_balance(plan: TrainPlan, index: CellIndex) -> Balance | None:
+    """Draws of an epoch over the cells of `index`; None if every cell comes once."""
+    exponent = plan.training.stream.balance
+    return None if exponent == 1 else Balance(np.asarray(index.codes), exponent, plan.seed)

@@ -26,7 +26,7 @@ from save_dist.stores.vocabulary import RunVocabulary, load_vocabulary
 from save_dist.training.additive import additive_effects
 from save_dist.training.latents import LatentStream, encode_cells, latent_scale
 from save_dist.training.loop import FitInput, Ranks, Reporter, fit
-from save_dist.training.plan import TrainPlan, make_stream_plan
+from save_dist.training.plan import TrainPlan, make_balance, make_stream_plan
 from save_dist.training.reflow import ReflowStage
 from save_dist.training.steps import Draws, FlowStage, VaeStage
 from save_dist.training.transport import PairSampler, TransportStage, TransportStream
@@ -76,6 +76,7 @@ def train_vae(
         rank=ranks.rank,
         world_size=ranks.world_size,
         cache=local_cache(plan, vocabulary, index),
+        balance=make_balance(plan, index),
     ) as stream:
         inputs = FitInput(
             stage,
@@ -135,7 +136,7 @@ def train_flow(
         effects = additive_effects(store, index.codes, module.sizes, scale)
         module.centre.set_effects(torch.from_numpy(effects))
     stage = FlowStage(module.to(device), plan.flow, scale, _draws(plan, stream_plan))
-    stream = LatentStream(store, index, stream_plan, ranks)
+    stream = LatentStream(store, index, stream_plan, ranks, make_balance(plan, index))
     inputs = FitInput(
         stage,
         stream.batches,

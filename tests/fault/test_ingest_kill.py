@@ -1,8 +1,12 @@
 """An ingest killed at any point continues: its finished store equals an undisturbed one."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -11,7 +15,8 @@ import pytest
 import scipy.sparse as sp
 import tiledbsoma
 
-from save_dist.config.schema import ConditionsConfig, IngestConfig
+from save_dist.cluster.spread import RaySpread
+from save_dist.config.schema import ClusterConfig, ConditionsConfig, IngestConfig
 from save_dist.core.errors import DataError
 from save_dist.data.ingest import ingest
 from save_dist.data.source import SomaSource, StoreLocator
@@ -72,6 +77,7 @@ KILLS = {
     "store empty": at("writer.create_store", 1, "after"),
     "first block of the first input": at("writer.write_counts", 1, "after"),
     "last block of the first input": at("writer.write_counts", 3, "after"),
+    "first input without obs": at("writer.write_obs", 1, "before"),
     "first input without receipt": at("writer.write_obs", 1, "after"),
     "first input with receipt": at("receipts.write_json", 2, "after"),
     "amid the second input": at("writer.write_counts", 5, "after"),
@@ -175,3 +181,56 @@ def test_an_ingest_killed_again_and_again_gets_there(config, reference, tmp_path
     assert ends.count(9) >= 1
     assert ingest(config, CONDITIONS, uri) == reference[1]
     assert_equal_stores(uri, reference[0])
+
+
+# ---------------------------------------------------------------- inputs side by side
+
+
+@dataclass(frozen=True)
+class _KilledOnce:
+    """Work whose process dies after it wrote the counts of the second input, once."""
+
+    work: object
+    mark: Path
+
+    def __call__(self, item):
+        result = self.work(item)
+        if item == 1 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+def test_side_by_side_gives_the_same_store(config, reference, tmp_path, ray_session):
+    """Two processes write into one matrix, and one of them is killed."""
+    spread = RaySpread(ClusterConfig(n_workers=2))
+    mark = tmp_path / "killed"
+
+    def killing(work, items):
+        return spread(_KilledOnce(work, mark), items)
+
+    assert ingest(config, CONDITIONS, tmp_path / "s", spread=killing) == reference[1]
+    assert mark.exists()
+    assert_equal_stores(tmp_path / "s", reference[0])
+    assert not list(tmp_path.glob("s.receipts/*.arrow"))
+
+
+@pytest.mark.parametrize("n_committed", [0, 1])
+def test_a_driver_that_dies_side_by_side_continues(config, reference, tmp_path, n_committed):
+    """All inputs are written, but not all are committed."""
+
+    def dying(work, items):
+        results = list(map(work, items))
+        yield from results[:n_committed] if items == [0, 1] else results
+        if items == [0, 1]:
+            raise KeyboardInterrupt
+
+    uri = tmp_path / "s"
+    with pytest.raises(KeyboardInterrupt):
+        ingest(config, CONDITIONS, uri, spread=dying)
+    assert len(list(tmp_path.glob("s.receipts/0*.json"))) == n_committed
+    with pytest.raises(DataError, match="incomplete"):
+        SomaSource(StoreLocator(str(uri)))
+    assert ingest(config, CONDITIONS, uri) == reference[1]
+    assert_equal_stores(uri, reference[0])
+    assert not list(tmp_path.glob("s.receipts/*.arrow"))

@@ -22,6 +22,7 @@ from save_dist.config.schema.cells import (
     IngestConfig,
     InputConfig,
     MarkerConfig,
+    SourceConfig,
     SplitConfig,
 )
 from save_dist.config.schema.jobs import (
@@ -33,6 +34,7 @@ from save_dist.config.schema.jobs import (
     PipelineJob,
     TrainJob,
     TransferJob,
+    check_origin,
     check_stages,
 )
 from save_dist.config.schema.networks import (
@@ -95,6 +97,7 @@ __all__ = [
     "Section",
     "Share",
     "SolverConfig",
+    "SourceConfig",
     "SplitConfig",
     "StreamConfig",
     "TeacherConfig",
@@ -107,5 +110,6 @@ __all__ = [
     "VaeConfig",
     "VelocityConfig",
     "check_ascending",
+    "check_origin",
     "check_stages",
 ]

@@ -12,9 +12,25 @@ class InputConfig(Section):
     """One file of cells."""
 
     path: str
-    """h5ad file, or `package:NAME/PATH` for a file inside an installed Python package."""
+    """h5ad file, AnnData-Zarr store, 10x h5 file or 10x folder (matrix.mtx, barcodes.tsv,
+    features.tsv); `package:NAME/PATH` for one inside an installed Python package."""
     obs: dict[str, str] = {}
     """Columns that hold one value for the whole file, e.g. {condition: ctrl}."""
+    rename: dict[str, str] = {}
+    """obs columns of the file that are called otherwise here: {their_name: our_name}."""
+    gene_column: str | None = None
+    """What names the genes: a column of var (AnnData), `id` or `symbol` (10x). null: the index of
+    var, the ids. All inputs must name genes alike."""
+
+    @model_validator(mode="after")
+    def _one_origin_per_column(self) -> "InputConfig":
+        ours = [*self.obs, *self.rename.values()]
+        if twice := sorted({name for name in ours if ours.count(name) > 1}):
+            raise ValueError(
+                f"input {self.path} gives {', '.join(twice)} twice, in obs and rename or in rename "
+                "alone; keep one"
+            )
+        return self
 
 
 class MarkerConfig(Section):
@@ -33,7 +49,7 @@ class IngestConfig(Section):
 
     inputs: list[InputConfig] = Field(min_length=1)
     layer: str | None = None
-    """Layer that holds raw counts; null: X."""
+    """Layer of AnnData inputs that holds raw counts; null: X."""
     genes: Literal["union", "intersection"] = "union"
     """Genes kept when files differ: all of them (absent = 0 counts), or the common ones."""
     obs_columns: list[str] = []
@@ -54,6 +70,48 @@ class IngestConfig(Section):
         paths = [i.path for i in self.inputs]
         if len(set(paths)) < len(paths):
             raise ValueError("ingest.inputs lists a path twice; keep each file once")
+        return self
+
+
+class SourceConfig(Section):
+    """A SOMA experiment whose cells are used where they are, instead of ingested files."""
+
+    uri: str | None = None
+    """The experiment: a folder, or a URI such as s3://BUCKET/KEY, for which credentials come from
+    the environment (AWS_ACCESS_KEY_ID, ...)."""
+    census: str | None = None
+    """Instead of a URI, a version of CELLxGENE Census, e.g. 2025-01-30; needs the extra `census`.
+    `stable` and `latest` are looked up once, and the version found is kept."""
+    organism: str = "homo_sapiens"
+    """Experiment of the Census."""
+    measurement: str = "RNA"
+    layer: str = "raw"
+    """Layer of X that holds raw counts."""
+    gene_column: str | None = None
+    """Column of var that names the genes; null: gene_id, var_id or feature_id."""
+    cell_column: str | None = None
+    """Column of obs that names the cells, by which they are split into training and test; null:
+    cell_id, obs_id or observation_joinid, else the soma_joinid."""
+    value_filter: str | None = None
+    """TileDB-SOMA filter on obs, e.g. "tissue_general == 'lung' and assay == 'Smart-seq2'"."""
+    primary_only: bool = True
+    """Leave out cells that obs marks as copies of others (is_primary_data false, in the Census).
+    A store without that column has no such cells."""
+    timestamp: int | None = Field(None, ge=0)
+    """Milliseconds since 1970: the store as it was then; null: as it is when the ingest job runs,
+    which is then kept."""
+    tiledb: dict[str, str] = {}
+    """Settings of TileDB, e.g. {vfs.s3.region: us-west-2}; no credentials."""
+
+    @model_validator(mode="after")
+    def _is_one_place(self) -> "SourceConfig":
+        if (self.uri is None) == (self.census is None):
+            raise ValueError("source needs a uri or a census version, and not both")
+        if secrets := [k for k in self.tiledb if "secret" in k or "key_id" in k or "token" in k]:
+            raise ValueError(
+                f"source.tiledb holds {', '.join(secrets)}: configurations are stored beside "
+                "results; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+            )
         return self
 
 

@@ -8,6 +8,7 @@ from save_dist.config.schema.cells import (
     ConditionsConfig,
     GenesConfig,
     IngestConfig,
+    SourceConfig,
     SplitConfig,
 )
 from save_dist.config.schema.networks import (
@@ -28,10 +29,17 @@ class JobConfig(Section):
 
 
 class IngestJob(JobConfig):
-    """Files -> SOMA store."""
+    """Files -> SOMA store, or a store of others that is used where it is."""
 
+    cluster: ClusterConfig = ClusterConfig()
     conditions: ConditionsConfig
-    ingest: IngestConfig
+    ingest: IngestConfig | None = None
+    source: SourceConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "IngestJob":
+        check_origin(self.ingest, self.source)
+        return self
 
 
 class BlocksJob(JobConfig):
@@ -84,7 +92,8 @@ class PipelineJob(JobConfig):
 
     cluster: ClusterConfig = ClusterConfig()
     conditions: ConditionsConfig
-    ingest: IngestConfig
+    ingest: IngestConfig | None = None
+    source: SourceConfig | None = None
     split: SplitConfig = SplitConfig()
     genes: GenesConfig = GenesConfig()
     blocks: BlocksConfig = BlocksConfig()
@@ -96,6 +105,11 @@ class PipelineJob(JobConfig):
     grid: GridConfig = GridConfig()
     output: OutputConfig = OutputConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "PipelineJob":
+        check_origin(self.ingest, self.source)
+        return self
 
     @model_validator(mode="after")
     def _cells_divide(self) -> "PipelineJob":
@@ -136,6 +150,19 @@ class PipelineJob(JobConfig):
                 "transport] and transport.columns, or grid.unseen: direct"
             )
         return self
+
+
+def check_origin(ingest: IngestConfig | None, source: SourceConfig | None) -> None:
+    """Cells come from files or from a store.
+
+    Raises:
+        ValueError: if both are given, or neither.
+    """
+    if (ingest is None) == (source is None):
+        raise ValueError(
+            "give either `ingest` (files to copy into a store) or `source` (a store whose cells "
+            "are used where they are)"
+        )
 
 
 def check_stages(

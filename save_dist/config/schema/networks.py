@@ -19,6 +19,9 @@ class StreamConfig(Section):
     """Shuffle chunks mixed at a time, over all lanes. More: better mixing, more memory."""
     n_lanes: Positive = 4
     """Virtual readers whose order never depends on the number of ranks; ranks share them."""
+    balance: Share = 1.0
+    """Draws of a combination in an epoch go with its number of cells to this power. 1: every cell
+    once; 0: every combination equally often. Lower: rare combinations more, common ones less."""
     cache_bytes: int = Field(2 * 2**30, ge=0)
     """Largest packed copy of the training cells on the node's disk; 0: always read SOMA."""
     cache_dir: Path | None = None

@@ -191,7 +191,7 @@ def test_an_empty_file_is_an_empty_mapping(write):
         pytest.param(
             IngestJob,
             INGEST.replace("path: a.h5ad", "path: a.h5ad, file: b"),
-            r"ingest\.inputs\.0\.file: unknown key; known here: obs, path",
+            r"ingest\.inputs\.0\.file: unknown key; known here: gene_column, obs, path, rename",
             id="in a list",
         ),
         pytest.param(

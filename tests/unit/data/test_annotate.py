@@ -13,7 +13,7 @@ from save_dist.core.errors import DataError
 from save_dist.data import annotate
 from save_dist.data.annotate import join_labels, label_by_markers, label_clusters, read_labels
 from save_dist.data.ingest import ingest
-from save_dist.data.readers import H5adReader
+from save_dist.data.readers import open_cells
 from save_dist.data.source import SomaSource, StoreLocator
 
 DEMO = Path(__file__).resolve().parents[3] / "configs/demo/ingest.yaml"
@@ -146,7 +146,7 @@ def typed_file(tmp_path_factory):
 
 def labels_of(path, seed=0, n_clusters=8, genes=MARKERS):
     config = MarkerConfig(column="kind", genes=genes, n_clusters=n_clusters)
-    with H5adReader(path, None) as reader:
+    with open_cells(path, None, None) as reader:
         return label_by_markers(reader, config, seed)
 
 

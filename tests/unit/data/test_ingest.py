@@ -13,9 +13,9 @@ import tiledbsoma.io
 
 from save_dist.config.schema import ConditionsConfig, IngestConfig
 from save_dist.core.errors import ConfigError, DataError, InfrastructureError
-from save_dist.data import readers
 from save_dist.data.ingest import check_inputs, ingest
-from save_dist.data.readers import H5adReader
+from save_dist.data.readers import base
+from save_dist.data.readers.anndata import AnndataReader
 from save_dist.data.source import SomaSource, StoreLocator
 
 CONDITIONS = ConditionsConfig(columns=["condition"])
@@ -163,7 +163,7 @@ def unsorted_with_zeros(dense):
     ],
 )
 def test_every_matrix_format_reads_the_same(tmp_path, make, monkeypatch):
-    monkeypatch.setattr(readers, "_ENTRIES_PER_SCAN", 5)
+    monkeypatch.setattr(base, "ENTRIES_PER_RUN", 5)
     counts = encoded(8, 6)
     path = write_h5ad(tmp_path / "a.h5ad", counts, make=make)
     summary = ingest(configured(path, rows_per_block=3), CONDITIONS, tmp_path / "s")
@@ -577,7 +577,7 @@ def test_held_out_combinations_and_block_size_do_not_make_another_store(two_file
 def test_a_plan_made_before_is_used(two_files, tmp_path, monkeypatch):
     config = configured(*two_files)
     plan = check_inputs(config, CONDITIONS)
-    monkeypatch.setattr(H5adReader, "scan_counts", None)
+    monkeypatch.setattr(AnndataReader, "scan_counts", None)
     summary = ingest(config, CONDITIONS, tmp_path / "s", plan=plan)
     assert (plan.n_cells, plan.n_genes, plan.nnz) == (12, 7, summary.nnz)
     assert plan.n_bytes > 0

@@ -11,7 +11,14 @@ from save_dist.core.errors import DataError, InfrastructureError
 from save_dist.data import source as source_module
 from save_dist.data.csr import CsrCounts
 from save_dist.data.source import SomaSource, StoreLocator
-from save_dist.data.writer import StoreLayout, create_store, mark_complete, write_counts, write_obs
+from save_dist.data.writer import (
+    StoreLayout,
+    create_store,
+    mark_complete,
+    obs_table,
+    write_counts,
+    write_obs,
+)
 
 N_CELLS, N_GENES = 23, 11
 
@@ -48,7 +55,7 @@ def make_store(uri, dense, count_type="uint16", complete=True):
             "n_counts": dense.sum(axis=1),
         }
     )
-    write_obs(uri, obs, layout.obs_types, 0)
+    write_obs(uri, obs_table(obs, layout.obs_types, 0))
     if complete:
         mark_complete(uri, {"kind": "marker-derived"})
     return StoreLocator(str(uri))
