@@ -102,7 +102,7 @@ def write_cells(
     """
     try:
         write_counts(uri, csr, start)
-        write_obs(uri, frame, types, start)
+        write_obs(uri, obs_table(frame, types, start))
     except (OSError, tiledbsoma.SOMAError) as e:
         raise InfrastructureError(
             f"could not write rows {start}.. of {uri}: {e}; free space or fix permissions, then "
