@@ -9,6 +9,7 @@ from numpy import ndarray
 from save_dist.config.schema import EmbeddingConfig
 from save_dist.core.durable import digest, file_digest
 from save_dist.core.errors import ConfigError
+from save_dist.core.paths import PACKAGE_PREFIX
 from save_dist.pipelines.context import Context
 from save_dist.stores.gene_vectors import load_vectors, save_vectors
 from save_dist.vocab import embeddings
@@ -102,9 +103,14 @@ def _from_text(
             texts,
             encoder,
             genes.ids,
-            source=f"text:{config.path.name}:{config.model}",
+            source=f"text:{config.path.name}:{_name(config.model)}",
             digest=identity,
             progress=lambda done, total: task.update(done, total=total),
         )
     save_vectors(context.paths.gene_vectors, embedding, genes)
     return embedding
+
+
+def _name(model: str) -> str:
+    """How a record names a model; the digest says which it is."""
+    return model if model.startswith(PACKAGE_PREFIX) else Path(model).name

@@ -21,7 +21,7 @@ from save_dist.vocab.sentences import SentenceEncoder
 logger = logging.getLogger(__name__)
 
 MIN_SHARE_FOUND = 0.5
-TEXTS_AT_ONCE = 256  # encoded between two reports of progress
+TEXTS_AT_ONCE = 64  # encoded between two reports of progress
 ROUNDING = 1e-12  # variance below this share of the largest is a rounding error
 
 

@@ -70,7 +70,7 @@ def test_vectors_are_those_of_the_descriptions(case, caplog):
     mean = (3 * expected[0] + 2 * expected[1]) / 5
     np.testing.assert_allclose(embedding.vectors[4], mean, rtol=1e-6)
     assert embedding.n_found == 5
-    assert embedding.source == f"text:genes.tsv:{case.config.model}"
+    assert embedding.source == "text:genes.tsv:model"
     assert "n_genes=1 of=6 placed=mean_of_others examples=NOVEL" in caplog.text
     assert "OTHER" not in case.encoder.texts
     assert "5" in case.lines[-1] and "gene descriptions" in case.lines[-1]
