@@ -10,6 +10,7 @@ benchmarks/quality/tables.py` makes tables of them.
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +23,9 @@ from fits import Cells, Fit, Settings, fit, prepare
 from methods import CHANGES, Method, Way, methods
 from problems import Problem, problems
 from scoring import score, table
+from tables import ALSO_KEPT, COLUMNS, RECORDS
 
-from save_dist.core.durable import digest, write_json
+from save_dist.core.durable import digest, write_bytes
 from save_dist.core.errors import SaveDistError
 from save_dist.evaluation.catalogue import HELD_OUT
 from save_dist.evaluation.scores import CombinationScores, GroupScores, Scores
@@ -31,7 +33,7 @@ from save_dist.evaluation.tables import Codes
 from save_dist.pipelines.provenance import git_commit, versions
 
 ROOT = Path(__file__).parents[2] / "runs" / "quality"
-RECORDS = Path(__file__).parents[1] / "results" / "quality"
+KEPT = {*ALSO_KEPT, *(key.removeprefix("normalised:") for key in COLUMNS.values())}
 N_CELLS = 1000
 
 
@@ -121,7 +123,8 @@ def run(case: Case) -> None:
         "n_cells": N_CELLS,
         "versions": versions_and_commit(),
     }
-    write_json(case.record, {**about, "ways": ways})
+    case.record.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(case.record, json.dumps({**about, "ways": ways}).encode() + b"\n")
 
 
 @dataclass(frozen=True)
@@ -191,8 +194,10 @@ def _single(combination: CombinationScores) -> dict[str, Any]:
 
 
 def _kept(row: Mapping[str, float]) -> dict[str, float]:
-    """Four digits say all there is to say."""
-    return {name: float(f"{value:.4g}") for name, value in row.items()}
+    """What tables show and a little more; four digits say all there is to say."""
+    return {
+        name: float(f"{value:.4g}") for name, value in row.items() if name.split(":")[0] in KEPT
+    }
 
 
 def versions_and_commit() -> dict[str, str]:

@@ -32,6 +32,18 @@ COLUMNS: dict[str, str] = {
     "library": "library_ratio",
     "spread": "library_spread_ratio",
 }
+ALSO_KEPT = (
+    "energy",
+    "c2st_logistic_gene",
+    "c2st_logistic_pca",
+    "correlation_error",
+    "library_w1",
+    "nearest_train_ratio",
+    "nearer_train_share",
+    "change_slope",
+    "change_overlap_significant",
+)
+"""Metrics of a record that no table shows."""
 BASELINES = {
     "gene_shuffle": "gene shuffle",
     "independent_nb": "independent genes, NB",
