@@ -177,8 +177,8 @@ class Scores:
         for name in (catalogue.SEEN, catalogue.HELD_OUT):
             if (group := self.group(name)) is None:
                 continue
-            out[f"{name}/n_combinations"] = group.n_combinations
-            out[f"{name}/n_averaged"] = group.n_averaged
+            out[f"{name}/n_combinations"] = float(group.n_combinations)
+            out[f"{name}/n_averaged"] = float(group.n_averaged)
             for kind, table in (("", group.metrics), ("_s", group.normalised)):
                 for candidate, averages in table.items():
                     for metric, average in averages.items():
@@ -206,7 +206,7 @@ def _named(key: str, average: Average) -> dict[str, float]:
     return {
         key: average.mean,
         f"{key}.weighted": average.weighted,
-        f"{key}.n": average.n_combinations,
+        f"{key}.n": float(average.n_combinations),
         **known,
     }
 

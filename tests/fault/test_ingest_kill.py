@@ -1,12 +1,8 @@
 """An ingest killed at any point continues: its finished store equals an undisturbed one."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import anndata
 import numpy as np
@@ -14,6 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import tiledbsoma
+from spread_work import KilledOnce
 
 from save_dist.cluster.spread import RaySpread
 from save_dist.config.schema import ClusterConfig, ConditionsConfig, IngestConfig
@@ -186,28 +183,13 @@ def test_an_ingest_killed_again_and_again_gets_there(config, reference, tmp_path
 # ---------------------------------------------------------------- inputs side by side
 
 
-@dataclass(frozen=True)
-class _KilledOnce:
-    """Work whose process dies after it wrote the counts of the second input, once."""
-
-    work: object
-    mark: Path
-
-    def __call__(self, item):
-        result = self.work(item)
-        if item == 1 and not self.mark.exists():
-            self.mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-
 def test_side_by_side_gives_the_same_store(config, reference, tmp_path, ray_session):
     """Two processes write into one matrix, and one of them is killed."""
     spread = RaySpread(ClusterConfig(n_workers=2))
     mark = tmp_path / "killed"
 
     def killing(work, items):
-        return spread(_KilledOnce(work, mark), items)
+        return spread(KilledOnce(work, mark), items)
 
     assert ingest(config, CONDITIONS, tmp_path / "s", spread=killing) == reference[1]
     assert mark.exists()

@@ -1,42 +1,15 @@
 """Work spread over Ray tasks: order, errors, lost processes."""
 
 import os
-import signal
 from functools import partial
 
 import pytest
+from spread_work import crash, die, die_once, refuse, square
 
 from save_dist.cluster.spread import RaySpread
 from save_dist.config.schema import ClusterConfig
 from save_dist.core.errors import DataError, InfrastructureError
 from save_dist.core.spread import in_order
-
-
-def square(number):
-    return number * number
-
-
-def refuse(number):
-    if number == 3:
-        raise DataError("input 3 is torn")
-    return number
-
-
-def crash(number):
-    raise ZeroDivisionError(number)
-
-
-def die_once(folder, number):
-    """Kill the own process at the first try of item 1."""
-    mark = folder / "died"
-    if number == 1 and not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number, os.getpid()
-
-
-def die(number):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_in_order_and_lazy():
