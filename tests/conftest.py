@@ -57,6 +57,8 @@ def ray_session():
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        here = str(Path(__file__).parent)  # where workers find what tests send them
+        patch.setenv("PYTHONPATH", here, prepend=os.pathsep)
         import ray
 
         try:
