@@ -104,6 +104,7 @@ def test_few_cells_are_out_at_once(without_classifiers, monkeypatch):
     assert stores["test"].table.n_cells == 15 * 60
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_combinations(without_classifiers, monkeypatch):
     monkeypatch.setattr(tables, "ROWS_PER_READ", 60)
     monkeypatch.setattr(space, "N_BANDWIDTH_CELLS", 50)
