@@ -46,7 +46,7 @@ WIDE_PART = 64
 ALL_GENES = 19_112  # a preset without `genes.n_top` takes all genes; the paper had these
 SIZES, COLUMNS = (2, 8), ("condition", "cell_type")
 MATMUL = 1024
-SECONDS_PER_ROW = 1.5
+SECONDS_PER_ROW, SECONDS_PER_REPEAT = 2.0, 0.2
 Network = Callable[..., Any]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -271,17 +271,25 @@ def autocast(mode: Mode) -> torch.autocast:
 def measure(row: Row, mode: Mode) -> tuple[float, float, float]:
     """Cells per second, counted operations per cell, and share of the matrix-product rate.
 
-    Medians over repeats, each of them next to a matrix product of its own.
+    Medians over repeats, each of them next to a matrix product of its own and long enough that what
+    that product threw out of the cache does not count.
     """
     row.work()  # compiles
+    n_calls = max(1, round(SECONDS_PER_REPEAT / seconds(row.work)))
     with FlopCounterMode(display=False) as counter:
         row.work()
     n_flops = counter.get_total_flops()
     times, shares = [], []
-    while len(times) < 3 or sum(times) < SECONDS_PER_ROW:
-        times.append(seconds(row.work))
+    while len(times) < 3 or sum(times) * n_calls < SECONDS_PER_ROW:
+        times.append(seconds(lambda: repeat(row.work, n_calls)) / n_calls)
         shares.append(n_flops / times[-1] / matmul_rate(mode.dtype))
     return row.n_cells / median(times), n_flops / row.n_cells, median(shares)
+
+
+def repeat(work: Callable[[], object], n_calls: int) -> None:
+    """Once and again."""
+    for _ in range(n_calls):
+        work()
 
 
 def seconds(work: Callable[[], object]) -> float:

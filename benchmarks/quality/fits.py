@@ -4,6 +4,7 @@ The stages are the product's own. CPU seconds are those of this process, one thr
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -68,7 +69,9 @@ def prepare(problem: Problem, variant: str, settings: Settings, root: Path) -> t
     file = root / f"{problem.name}.h5ad"
     if not file.is_file():
         root.mkdir(parents=True, exist_ok=True)
-        problem.read().write_h5ad(file)
+        aside = root / f".{problem.name}-{os.getpid()}.h5ad"  # another process may need it too
+        problem.read().write_h5ad(aside)
+        aside.replace(file)
     config = job(problem, variant, file, folder, chosen)
     context = _context(folder)
     ingest(config, context)
