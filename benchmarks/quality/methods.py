@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from fits import Cells, Fit, Settings
+from problems import GENE_TEXT
 from scvi_peer import ScviPeer
 
 from save_dist.config.load import merge
@@ -315,6 +316,8 @@ CHANGES: dict[str, Settings] = {
     "5 blocks": {"blocks": {"genes_per_block": 200}},
     "25 blocks": {"blocks": {"genes_per_block": 40}},
     "random blocks": {"blocks": {"embedding": {"source": "random"}}},
+    "text blocks": {"blocks": {"embedding": {"source": "file", "path": str(GENE_TEXT)}}},
+    "one block": {"blocks": {"genes_per_block": 1000}},
     "mask 0": {"vae": {"mask": {"p": 0.0}}, "flow": {"mask": {"p": 0.0}}},
     "mask 0.6 (paper)": {"vae": {"mask": {"p": 0.6}}, "flow": {"mask": {"p": 0.6}}},
     "mask mixture": {

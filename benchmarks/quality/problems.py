@@ -16,6 +16,8 @@ import numpy as np
 from save_dist.data.simulate import SimulationConfig, simulate
 
 DATA = Path(os.environ.get("SAVE_DIST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+GENE_TEXT = Path(__file__).parents[2] / "runs" / "quality" / "gene_text.npz"
+"""Vectors of gene descriptions (arrays `genes` and `vectors`), made with the extra `text`."""
 Condition = dict[str, str]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from fits import Cells, Fit, Settings, fit, prepare
 from methods import CHANGES, Method, Way, methods
-from problems import Problem, problems
+from problems import GENE_TEXT, Problem, problems
 from scoring import score, table
 from tables import ALSO_KEPT, COLUMNS, RECORDS
 
@@ -230,6 +230,8 @@ def _run_or_say(case: Case) -> None:
     name = " / ".join([case.study, case.problem, case.variant, case.method, f"seed {case.seed}"])
     if not problem.is_here:
         sys.stdout.write(f"{name}: skipped, {problem.file} is absent\n")
+    elif "text blocks" in case.method and not GENE_TEXT.is_file():
+        sys.stdout.write(f"{name}: skipped, {GENE_TEXT} is absent\n")
     elif not case.record.is_file():
         start = time.perf_counter()
         try:
