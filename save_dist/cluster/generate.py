@@ -13,7 +13,7 @@ from typing import Any
 from save_dist.cluster import runtime
 from save_dist.config.schema import ClusterConfig
 from save_dist.core.errors import InfrastructureError
-from save_dist.generation.worker import PartWorker
+from save_dist.generation.worker import PARTS_IN_FLIGHT, PartWorker
 from save_dist.tracking.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class PartOutcome:
 
 
 class _Actor:
-    """Ray's side of `PartWorker`: one per process, model loaded once."""
+    """Ray's side of `PartWorker`: one per process, model loaded once, called from its threads."""
 
     def __init__(self, bundle: str, atlas: str, n_threads: int, device: str) -> None:
         import torch
@@ -123,7 +123,13 @@ def _round(
             max(1, int(config.cpus_per_worker)),
             "cuda" if config.gpus_per_worker > 0 else "cpu",
         ),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=n_actors, initial_size=n_actors),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=n_actors,
+            initial_size=n_actors,
+            enable_true_multi_threading=True,
+        ),
+        max_concurrency=PARTS_IN_FLIGHT,
         num_cpus=config.cpus_per_worker,
         num_gpus=config.gpus_per_worker,
         runtime_env={"env_vars": runtime.worker_environment(config)},

@@ -10,8 +10,8 @@ from numpy import ndarray
 from save_dist.core.seeding import generator
 from save_dist.generation.atlas_view import Atlas
 from save_dist.generation.worker import PartWorker
-from save_dist.stores.part import part_values
-from save_dist.stores.receipts import AtlasRecord, Problem, read_record
+from save_dist.stores.part import n_counts, part_values
+from save_dist.stores.receipts import AtlasRecord, Problem, read_receipt, read_record
 
 
 def check_conditions(path: Path, parts: Iterable[int]) -> list[Problem]:
@@ -35,6 +35,26 @@ def check_conditions(path: Path, parts: Iterable[int]) -> list[Problem]:
             text = (
                 f"part {part}: {n_wrong} of {stop - start} rows have other conditions than planned"
             )
+            problems.append(Problem(part, text))
+    return problems
+
+
+def check_totals(path: Path, parts: Iterable[int]) -> list[Problem]:
+    """Compare the sum of the counts that a reader finds in some parts with their receipts.
+
+    Digests say that files are as they were written; this says that they hold what was sampled.
+
+    Args:
+        path: atlas.
+        parts: finished parts.
+    """
+    record, problems = read_record(path), []
+    x = zarr.open_array(path / "X", mode="r")
+    for part in parts:
+        sampled = read_receipt(path, record, part, deep=False).n_counts
+        start, stop = record.rows(part)
+        if (found := n_counts(x[start:stop])) != sampled:
+            text = f"part {part}: its cells have {found} counts in all, {sampled} were sampled"
             problems.append(Problem(part, text))
     return problems
 

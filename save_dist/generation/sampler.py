@@ -5,7 +5,9 @@ within the condition). Workers, parts and start order have no say.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +42,16 @@ class SampledCells:
     """Evaluations of the velocity networks."""
     mean: Float32[ndarray, "cell gene"] | None = None
     """Expected counts, if they were asked for."""
+
+
+class _Laws(NamedTuple):
+    """What the networks say of some cells; only the counts are still to be drawn."""
+
+    mean: Float32[ndarray, "cell gene"]
+    inverse_dispersion: Float32[ndarray, "#cell gene"]
+    latent: Float32[ndarray, "cell latent"]
+    library: Float32[ndarray, " cell"]
+    n_evaluations: int
 
 
 def cell_seeds(
@@ -105,7 +117,8 @@ def sample_cells(
     """Cells of any conditions; each `cells_per_minibatch` neighbours share a minibatch.
 
     Which cells share one decides the last bits of a cell (sums in another order), hence it is
-    part of the plan. All genes are drawn, so that choosing `genes` changes no count.
+    part of the plan. All genes are drawn, so that choosing `genes` changes no count. The counts of
+    a minibatch are drawn in a thread while the networks work on the next one.
 
     Args:
         bundle: the model.
@@ -117,6 +130,9 @@ def sample_cells(
         composer: carries the cells of unseen combinations; None: every cell goes direct.
         genes: positions of the genes to keep; None: all.
         with_means: keep expected counts, too.
+
+    Raises:
+        ConfigError: if the flow leaves the range of numbers, naming a condition where it did.
     """
     kept = slice(None) if genes is None else genes
     n_cells, scale = seeds.size, bundle.latent_scale
@@ -126,46 +142,39 @@ def sample_cells(
     latent = np.empty((n_cells, scale.mean.size - 1), dtype=np.float32)
     library = np.empty(n_cells, dtype=np.float32)
     n_evaluations = 0
-    for start in range(0, n_cells, cells_per_minibatch):
-        rows = slice(start, start + cells_per_minibatch)
-        cells = sample_minibatch(
-            bundle,
-            codes[rows],
-            seeds[rows],
-            guidance=guidance,
-            solver=solver,
-            composer=composer,
-        )
-        counts[rows], latent[rows] = cells.counts[:, kept], cells.latent
-        library[rows] = cells.library
-        if mean is not None and cells.mean is not None:
-            mean[rows] = cells.mean[:, kept]
-        n_evaluations += cells.n_evaluations
+
+    def draw(rows: slice, laws: _Laws) -> None:
+        counts[rows] = _draw(laws, seeds[rows])[:, kept]
+        if mean is not None:
+            mean[rows] = laws.mean[:, kept]
+
+    with ThreadPoolExecutor(1, "draw") as drawer:
+        drawing: Future[None] | None = None
+        for start in range(0, n_cells, cells_per_minibatch):
+            rows = slice(start, start + cells_per_minibatch)
+            laws = _laws(bundle, codes[rows], seeds[rows], guidance, solver, composer)
+            latent[rows], library[rows] = laws.latent, laws.library
+            n_evaluations += laws.n_evaluations
+            if drawing is not None:
+                drawing.result()
+            drawing = drawer.submit(draw, rows, laws)
+        if drawing is not None:
+            drawing.result()
     return SampledCells(counts, latent, library, n_evaluations, mean)
 
 
-def sample_minibatch(
+def _draw(laws: _Laws, seeds: UInt64[ndarray, " cell"]) -> UInt16[ndarray, "cell gene"]:
+    return draw_counts(laws.mean, laws.inverse_dispersion, stream(seeds, "counts"))
+
+
+def _laws(
     bundle: ModelBundle,
     codes: Int64[ndarray, "cell field"],
     seeds: UInt64[ndarray, " cell"],
-    *,
     guidance: GuidanceConfig,
     solver: SolverConfig,
-    composer: Composer | None = None,
-) -> SampledCells:
-    """Cells sampled at once, on the device of the bundle.
-
-    Args:
-        bundle: the model.
-        codes: condition of each cell.
-        seeds: of each cell.
-        guidance: of the flow.
-        solver: of flow and transport.
-        composer: carries the cells of unseen combinations; None: every cell goes direct.
-
-    Raises:
-        ConfigError: if the flow leaves the range of numbers, naming a condition where it did.
-    """
+    composer: Composer | None,
+) -> _Laws:
     course = None if composer is None else composer.course(codes)
     with torch.inference_mode():
         start = codes if course is None else course.start
@@ -181,11 +190,10 @@ def sample_minibatch(
         check_finite(bundle, codes, cells)
         condition = torch.from_numpy(codes).to(x.device)
         px = bundle.vae.decode(cells.latent, condition, cells.library, logit_offset=offset)
-        mean = px.mean.float().cpu().numpy()
-        counts = draw_counts(
-            mean,
-            px.inverse_dispersion.float().cpu().numpy(),
-            stream(seeds, "counts"),
+        return _Laws(
+            mean=px.mean.float().cpu().numpy(),
+            inverse_dispersion=px.inverse_dispersion.float().cpu().numpy(),
+            latent=cells.latent.cpu().numpy(),
+            library=cells.library.cpu().numpy(),
+            n_evaluations=n_evaluations,
         )
-    latent, library = cells.latent.cpu().numpy(), cells.library.cpu().numpy()
-    return SampledCells(counts, latent, library, n_evaluations, mean)

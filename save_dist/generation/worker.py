@@ -4,6 +4,7 @@ A worker knows the model and the atlas, and nothing of other workers.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +24,15 @@ from save_dist.stores.receipts import Receipt, read_receipt, read_record
 
 logger = logging.getLogger(__name__)
 
+PARTS_IN_FLIGHT = 2
+"""Threads that a worker is worth calling from: one writes its part while the other samples."""
+
 
 class PartWorker:
     """Fills parts of one atlas; the model is loaded once.
+
+    `run` may be called from several threads: they sample in turns, and each writes what it sampled
+    while another samples. A worker holds as many parts in memory as threads call it.
 
     Args:
         bundle: model folder.
@@ -48,6 +55,7 @@ class PartWorker:
             )
         self._plan = GridPlan.from_json(self._record.plan, self._bundle.facts)
         self._composer = composer_of(self._bundle, self._plan)
+        self._turn = threading.Lock()
 
     def run(self, part: int) -> Receipt:
         """Make sure a part stands in the atlas; one whose every byte verifies is left alone."""
@@ -55,8 +63,9 @@ class PartWorker:
             return read_receipt(self._atlas, self._record, part, deep=True)
         except AtlasError as e:
             logger.info("event=part_begun part=%d because=%r", part, str(e))
-        start_s = time.perf_counter()
-        columns, n_evaluations = self.sample(part)
+        with self._turn:
+            start_s = time.perf_counter()
+            columns, n_evaluations = self.sample(part)
         return write_part(
             self._atlas,
             self._record,

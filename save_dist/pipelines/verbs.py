@@ -11,7 +11,7 @@ from save_dist.core.errors import PartialError
 from save_dist.core.paths import RunPaths
 from save_dist.data.attach import attach
 from save_dist.data.ingest import check_inputs
-from save_dist.generation.audit import check_conditions, choose_parts, resample
+from save_dist.generation.audit import check_conditions, check_totals, choose_parts, resample
 from save_dist.pipelines.blocks import blocks
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.estimate import estimate
@@ -139,7 +139,7 @@ class Resampling:
 
 
 def verify(path: Path, *, mend: bool, resampling: Resampling) -> Summary:
-    """Every byte of an atlas, the conditions of every row, and some parts sampled again.
+    """Every byte of an atlas, conditions, sums of counts, and some parts sampled again.
 
     With `mend`, bad parts become missing for the next `generate`.
 
@@ -149,7 +149,7 @@ def verify(path: Path, *, mend: bool, resampling: Resampling) -> Summary:
     """
     report = verify_atlas(path)
     sound = [part for part in range(report.n_parts) if part not in set(report.bad_parts)]
-    problems = [*report.problems, *check_conditions(path, sound)]
+    problems = [*report.problems, *check_conditions(path, sound), *check_totals(path, sound)]
     chosen = choose_parts(path, resampling.n_parts, resampling.seed)
     again = [part for part in chosen if part in set(sound)]
     if again:

@@ -91,6 +91,7 @@ def write_part(
             part=part,
             start=start,
             n_cells=stop - start,
+            n_counts=n_counts(columns.counts),
             n_saturated=_n_saturated(columns.counts),
             n_evaluations=n_evaluations,
             plan_hash=record.plan_hash_of(part),
@@ -169,6 +170,11 @@ def _check_plan(path: Path, record: AtlasRecord) -> None:
             f"{path} has grown while its parts were written: its plan is {found}, this worker "
             f"began with {record.plan_hash}; run generate again"
         )
+
+
+def n_counts(counts: UInt16[ndarray, "cell gene"]) -> int:
+    """Sum of all counts."""
+    return int(counts.sum(axis=1, dtype=np.uint32).sum(dtype=np.int64))
 
 
 def _n_saturated(counts: UInt16[ndarray, "cell gene"]) -> int:

@@ -67,6 +67,8 @@ class Receipt:
     part: int
     start: int
     n_cells: int
+    n_counts: int
+    """Sum of all counts of the part, taken before they were written."""
     n_saturated: int
     """Counts that were cut to 65,535."""
     n_evaluations: int

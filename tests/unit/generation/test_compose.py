@@ -9,7 +9,7 @@ from save_dist.config.schema import ComposeConfig, GuidanceConfig, SolverConfig
 from save_dist.data.transforms import log_normalise
 from save_dist.generation.compose import Composer
 from save_dist.generation.routes import Routes
-from save_dist.generation.sampler import cell_seeds, sample_conditions, sample_minibatch
+from save_dist.generation.sampler import cell_seeds, sample_cells, sample_conditions
 from save_dist.stores.profiles import similarity_shift
 
 HELD_OUT, CONTROL = (2, 1), (2, 0)
@@ -80,7 +80,8 @@ def test_an_unseen_combination_is_carried_from_its_control(bundle, monkeypatch):
 def _control_latents(bundle, n_cells):
     """Cells of the control's labels with the noise of the held-out combination's cells."""
     seeds = cell_seeds(bundle, HELD_OUT, np.arange(n_cells, dtype=np.int64), 0)
-    return sample_minibatch(bundle, np.tile(np.array(CONTROL), (n_cells, 1)), seeds, **PLAIN)
+    codes = np.tile(np.array(CONTROL), (n_cells, 1))
+    return sample_cells(bundle, codes, seeds, cells_per_minibatch=n_cells, **PLAIN)
 
 
 def test_the_transport_is_told_the_target_value(bundle, monkeypatch):

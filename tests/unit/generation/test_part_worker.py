@@ -1,4 +1,6 @@
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from tiny_model import SUPPORT, save_tiny_model
 
 from save_dist.config.schema import GridConfig, OutputConfig
 from save_dist.core.errors import AtlasError
+from save_dist.generation import worker as worker_module
 from save_dist.generation.sampler import cell_seeds, sample_conditions
-from save_dist.generation.worker import PartWorker
+from save_dist.generation.worker import PARTS_IN_FLIGHT, PartWorker
 from save_dist.stores import atlas, receipts
 from save_dist.stores.atlas_reader import choose_cells
 from save_dist.stores.bundle import load_bundle
@@ -112,6 +115,35 @@ def test_cells_around_an_additive_mean_do_not_depend_on_the_parts_either(tmp_pat
         counts.append(zarr.open_group(path, mode="r")["X"][:])
     np.testing.assert_array_equal(*counts)
     assert counts[0].any()
+
+
+def test_a_part_is_written_while_the_next_is_sampled(tmp_path, finished, model, monkeypatch):
+    path, _ = begin(tmp_path, model)
+    worker = PartWorker(model, path)
+    n_begun, has_begun, is_sampling = 0, threading.Event(), threading.Lock()
+    sample, write = worker.sample, worker_module.write_part
+
+    def watched_sample(part):
+        nonlocal n_begun
+        assert is_sampling.acquire(blocking=False), "two parts are sampled at once"
+        n_begun += 1
+        if n_begun == 2:
+            has_begun.set()
+        columns = sample(part)
+        is_sampling.release()
+        return columns
+
+    def patient_write(*args, **options):
+        assert has_begun.wait(20), "no second part is sampled before the first is written"
+        return write(*args, **options)
+
+    monkeypatch.setattr(worker, "sample", watched_sample)
+    monkeypatch.setattr(worker_module, "write_part", patient_write)
+    with ThreadPoolExecutor(PARTS_IN_FLIGHT) as pool:
+        done = list(pool.map(worker.run, range(N_PARTS)))
+    assert [receipt.part for receipt in done] == list(range(N_PARTS))
+    atlas.finish(path)
+    assert stored(path) == stored(finished[0])
 
 
 def test_a_finished_part_is_not_sampled_again(tmp_path, model, monkeypatch):

@@ -7,12 +7,7 @@ from save_dist.config.schema import GuidanceConfig, SolverConfig
 from save_dist.core.errors import ConfigError
 from save_dist.core.seeding import normals
 from save_dist.generation.latents import stream
-from save_dist.generation.sampler import (
-    cell_seeds,
-    sample_cells,
-    sample_conditions,
-    sample_minibatch,
-)
+from save_dist.generation.sampler import cell_seeds, sample_cells, sample_conditions
 
 PLAIN = {"guidance": GuidanceConfig(), "solver": SolverConfig()}
 T_STIM = np.array([[2, 1]])
@@ -76,9 +71,9 @@ def test_minibatches_of_other_size_change_rounding_alone(bundle):
 def test_a_cell_seed_holds_all_that_is_random(bundle):
     index = np.arange(8, dtype=np.int64)
     seeds = cell_seeds(bundle, (2, 1), index, 0)
-    again = sample_minibatch(bundle, T_STIM.repeat(8, axis=0), seeds, **PLAIN)
+    again = sample_cells(bundle, T_STIM.repeat(8, axis=0), seeds, cells_per_minibatch=8, **PLAIN)
     assert equal(again, sample(bundle, T_STIM, n_cells=8))
-    other = sample_minibatch(bundle, np.array([[0, 0]] * 8), seeds, **PLAIN)
+    other = sample_cells(bundle, np.array([[0, 0]] * 8), seeds, cells_per_minibatch=8, **PLAIN)
     assert not np.array_equal(other.latent, again.latent)
 
 
@@ -209,12 +204,13 @@ def test_guidance_weighs_the_additive_mean_as_the_rest_of_the_field(centred, gui
     """The null condition has the mean 0, so a weight w gives w times the effect."""
     plain = sample(centred, [centred.conditions.mask_codes], n_cells=8)
     seeds = cell_seeds(centred, (2, 1), np.arange(8, dtype=np.int64), 0)
-    cells = sample_minibatch(
+    cells = sample_cells(
         centred,
         T_STIM.repeat(8, axis=0),
         seeds,
         guidance=GuidanceConfig(**guidance),
         solver=SolverConfig(),
+        cells_per_minibatch=8,
     )
     effects = tiny_effects().numpy()
     y = weights[0] * effects[2] + weights[1] * effects[5] + normals(stream(seeds, "noise"), 5)

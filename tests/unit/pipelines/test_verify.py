@@ -1,5 +1,6 @@
 """`save-dist verify`: bytes, conditions, and parts sampled again."""
 
+import dataclasses
 import json
 import shutil
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from save_dist import cli
 from save_dist.stores import atlas
 from save_dist.stores.part import PartColumns, write_part
-from save_dist.stores.receipts import missing_parts, read_record
+from save_dist.stores.receipts import missing_parts, read_receipt, read_record, write_receipt
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,17 @@ def test_a_row_of_another_condition_is_found_without_sampling(run):
     found = verify(run / "atlas.zarr")
     assert found["exit_code"] == 4
     assert "part 0: 1 of 32 rows have other conditions than planned" in found["error"]
+
+
+def test_cells_with_other_counts_than_were_sampled_are_found(run):
+    """A writer that lost a count before it took the digests."""
+    path = run / "atlas.zarr"
+    receipt = read_receipt(path, read_record(path), 2, deep=True)
+    write_receipt(path, dataclasses.replace(receipt, n_counts=receipt.n_counts + 1))
+    found = verify(path)
+    assert found["exit_code"] == 4
+    n = receipt.n_counts
+    assert f"part 2: its cells have {n} counts in all, {n + 1} were sampled" in found["error"]
 
 
 def test_sampling_again_needs_the_model(run, tmp_path):
