@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_DATA := $(VENV)/.demo-data
 PEERS := $(VENV)/.peers
+# tests of one file stay together, and so do all that share one Ray (tests/conftest.py)
+TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # 3.11 first: the version everything is tested with
@@ -19,7 +22,7 @@ SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo test check test-all bench bench-quality chaos ui clean
+.PHONY: help demo test check lint test-all bench bench-quality chaos ui clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -28,17 +31,19 @@ demo: $(DEMO_DATA) ## real data to report: the whole pipeline, written to runs/d
 	$(BIN)/save-dist pipeline --config configs/demo/pipeline.yaml
 
 test: $(READY) ## all tests but the GPU and the chaos ones
-	$(BIN)/pytest -m 'not gpu and not chaos'
+	$(PYTEST) -m 'not gpu and not chaos'
 
-check: $(READY) ## format, lint, types, import rules and the fast tests
+check: lint ## format, lint, types, import rules and the fast tests
+	$(PYTEST) -m 'not slow and not gpu and not chaos'
+
+lint: $(READY) ## format, lint, types and import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m 'not slow and not gpu and not chaos'
 
 test-all: $(READY) ## every test this machine can run
-	$(BIN)/pytest
+	$(PYTEST)
 
 chaos: $(READY) ## long schedules of kills and full disks
 	$(BIN)/pytest -m chaos

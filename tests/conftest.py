@@ -15,12 +15,25 @@ import pytest
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
-    """Say in one line per test why it cannot run here."""
+    """Say in one line per test why it cannot run here, and which tests share a process.
+
+    What needs the session's Ray is one group and comes first, since it takes longest; the other
+    tests of a file are one group each, so that their fixtures are made once.
+    """
+    items.sort(key=lambda item: not _needs_ray(item))
+    for item in items:
+        group = "ray" if _needs_ray(item) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
     no_data = pytest.mark.skip(reason=f"development data folder {SHARED_DATA} is absent")
     for item in items:
         if item.get_closest_marker("shared_data") and not SHARED_DATA.is_dir():
             item.add_marker(no_data)
+
+
+def _needs_ray(item):
+    return "ray_session" in item.fixturenames
 
 
 def pytest_runtest_setup(item):

@@ -47,7 +47,7 @@ def session(config: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
     elif _outer:
-        _outer[-1].enter_context(_running(config))
+        _outer[0].enter_context(_running(config))
         yield
     else:
         with _running(config):
@@ -56,7 +56,13 @@ def session(config: ClusterConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared_session() -> Iterator[None]:
-    """Let the sessions within the block share one Ray, started by the first that needs it."""
+    """Let the sessions within the block share one Ray, started by the first that needs it.
+
+    A block within another one shares that one's.
+    """
+    if _outer:
+        yield
+        return
     with contextlib.ExitStack() as stack:
         _outer.append(stack)
         try:

@@ -1,12 +1,15 @@
 """Two passes over the training cells: all store genes to choose the vocabulary, then its moments.
 
 Both work on the entries that are there; a zero costs nothing. Sums are in double precision, and
-moments are those of the population (divided by the number of cells).
+moments are those of the population (divided by the number of cells). A pass adds up parts of the
+cells, possibly in several processes. Parts and the order of adding them depend on the cells alone,
+so any number of processes gives the same bits.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import no_type_check
+from functools import partial
+from typing import NamedTuple, no_type_check
 
 import numba
 import numpy as np
@@ -15,10 +18,16 @@ from numpy import ndarray
 
 from save_dist.config.schema import GenesConfig
 from save_dist.core.errors import DataError
+from save_dist.core.spread import Spread, in_order
 from save_dist.data.scan import scan
-from save_dist.data.source import SomaSource
+from save_dist.data.source import SomaSource, StoreLocator
 from save_dist.data.splits import CellIndex
 from save_dist.data.transforms import LIBRARY_SCALE, log_of
+
+CELLS_PER_PART = 65_536
+"""Cells that one process adds up at a time, if their sums are small: some seconds of work."""
+SUM_BYTES = 8 * 2**30
+"""Most that the sums of all parts may take together, since they travel to one process."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +56,46 @@ class VocabularyStatistics:
     """Of log_x; None if it was not asked for."""
 
 
-def gene_statistics(source: SomaSource, index: CellIndex) -> GeneStatistics:
+class _GeneSums(NamedTuple):
+    """What some cells add to the statistics of every gene."""
+
+    sums: ndarray
+    """[gene 3]: log, log squared, count."""
+    tallies: ndarray
+    """[gene 2]: cells with a count, largest count."""
+
+
+class _VocabularySums(NamedTuple):
+    """What some cells add to the statistics of the chosen genes."""
+
+    sums: ndarray
+    """[gene 2]: log_x, count."""
+    max_log: ndarray
+    """[gene], float32."""
+    products: ndarray
+    """[gene gene] of log_x, each pair summed on either side; empty if not asked for."""
+
+
+def gene_statistics(
+    locator: StoreLocator, index: CellIndex, *, spread: Spread = in_order
+) -> GeneStatistics:
     """One pass over the cells of `index` and all genes, normalised by the whole library.
 
     Args:
-        source: open store; nobody else may read from it meanwhile.
+        locator: the store.
         index: cells to look at, those of the training split.
+        spread: how parts of the cells are given to processes.
 
     Raises:
         DataError: if there are no cells, or the store holds something that is no count.
     """
     _refuse_empty(index)
-    sums = np.zeros((source.n_genes, 3), dtype=np.float64)
-    tallies = np.zeros((source.n_genes, 2), dtype=np.int64)
-    for block in scan(source, index, np.arange(source.n_genes)):
-        _add_genes(*block.cells, sums, tallies)
+    parts = spread(partial(_sum_genes, locator), _parts(index, 0))
+    sums, tallies = map(np.copy, next(parts))  # what other processes send is read-only
+    for more_sums, more_tallies in parts:
+        sums += more_sums
+        tallies[:, 0] += more_tallies[:, 0]
+        np.maximum(tallies[:, 1], more_tallies[:, 1], out=tallies[:, 1])
     mean_log, mean_square, mean_count = sums.T / index.n_cells
     return GeneStatistics(
         n_cells=index.n_cells,
@@ -99,37 +133,75 @@ def select_genes(
 
 
 def vocabulary_statistics(
-    source: SomaSource,
+    locator: StoreLocator,
     index: CellIndex,
     gene_positions: Int64[ndarray, " gene"],
     *,
     with_covariance: bool = True,
+    spread: Spread = in_order,
 ) -> VocabularyStatistics:
     """One pass over the cells of `index` and the chosen genes.
 
     The covariance costs half the square of a cell's entries per cell, and 8 bytes per pair of
-    genes of memory.
+    genes of memory in every process.
 
     Args:
-        source: open store; nobody else may read from it meanwhile.
+        locator: the store.
         index: cells to look at, those of the training split.
         gene_positions: store columns of the vocabulary genes.
         with_covariance: whether the covariance is wanted.
+        spread: how parts of the cells are given to processes.
 
     Raises:
         DataError: if there are no cells, or the store holds something that is no count.
     """
     _refuse_empty(index)
-    n_genes, n_cells = gene_positions.size, index.n_cells
+    work = partial(_sum_vocabulary, locator, gene_positions, with_covariance)
+    bytes_per_part = 8 * gene_positions.size**2 if with_covariance else 0
+    parts = spread(work, _parts(index, bytes_per_part))
+    sums, max_log, products = map(np.copy, next(parts))  # as above
+    for more_sums, more_max, more_products in parts:
+        sums += more_sums
+        np.maximum(max_log, more_max, out=max_log)
+        products += more_products
+    mean_log, mean_count = sums.T / index.n_cells
+    max_log[max_log == 0] = 1
+    covariance = _covariance(products, mean_log, index.n_cells) if with_covariance else None
+    return VocabularyStatistics(index.n_cells, mean_log, max_log, mean_count, covariance)
+
+
+def _parts(index: CellIndex, bytes_per_part: int) -> list[CellIndex]:
+    """The cells in stretches, for the processes that add them up."""
+    wanted = -(-index.n_cells // CELLS_PER_PART)
+    n_parts = max(1, min(wanted, SUM_BYTES // max(1, bytes_per_part)))
+    size = -(-index.n_cells // n_parts)
+    bounds = range(0, index.n_cells, size)
+    return [index.take(np.arange(b, min(b + size, index.n_cells))) for b in bounds]
+
+
+def _sum_genes(locator: StoreLocator, cells: CellIndex) -> _GeneSums:
+    with SomaSource(locator) as source:
+        sums = np.zeros((source.n_genes, 3), dtype=np.float64)
+        tallies = np.zeros((source.n_genes, 2), dtype=np.int64)
+        for block in scan(source, cells, np.arange(source.n_genes)):
+            _add_genes(*block.cells, sums, tallies)
+    return _GeneSums(sums, tallies)
+
+
+def _sum_vocabulary(
+    locator: StoreLocator,
+    gene_positions: Int64[ndarray, " gene"],
+    with_covariance: bool,
+    cells: CellIndex,
+) -> _VocabularySums:
+    n_genes = gene_positions.size
     sums = np.zeros((n_genes, 2), dtype=np.float64)
     max_log = np.zeros(n_genes, dtype=np.float32)
     products = np.zeros((n_genes, n_genes) if with_covariance else (0, 0), dtype=np.float64)
-    for block in scan(source, index, gene_positions):
-        _add_vocabulary(*block.cells, sums, max_log, products)
-    mean_log, mean_count = sums.T / n_cells
-    max_log[max_log == 0] = 1
-    covariance = _covariance(products, mean_log, n_cells) if with_covariance else None
-    return VocabularyStatistics(n_cells, mean_log, max_log, mean_count, covariance)
+    with SomaSource(locator) as source:
+        for block in scan(source, cells, gene_positions):
+            _add_vocabulary(*block.cells, sums, max_log, products)
+    return _VocabularySums(sums, max_log, products)
 
 
 def _covariance(

@@ -4,6 +4,8 @@ import time
 
 import numpy as np
 
+from save_dist.cluster.runtime import shared_session
+from save_dist.cluster.spread import RaySpread
 from save_dist.config.schema import BlocksJob, PipelineJob
 from save_dist.core.durable import digest, read_json
 from save_dist.core.errors import DataError
@@ -33,21 +35,24 @@ def blocks(config: BlocksJob | PipelineJob, context: Context) -> Summary:
     check_embedding(config.blocks.embedding)
 
     locator = attached(context.paths) or StoreLocator(
-        str(context.paths.store), timestamp=time.time_ns() // 1_000_000
+        str(context.paths.store.absolute()), timestamp=time.time_ns() // 1_000_000
     )
     with SomaSource(locator) as source:
         conditions, index = _index_cells(source, config, ingested["label_origin"])
         train, store_genes = index.where(TRAIN), source.gene_ids
-        with context.progress.task("gene statistics", 2, "passes") as task:
-            positions = select_genes(gene_statistics(source, train), store_genes, config.genes)
-            task.update(1)
-            chosen = vocabulary_statistics(
-                source,
-                train,
-                positions,
-                with_covariance=config.blocks.embedding.source == "coexpression",
-            )
-            task.update(2)
+    spread = RaySpread(config.cluster)
+    with shared_session(), context.progress.task("gene statistics", 2, "passes") as task:
+        statistics = gene_statistics(locator, train, spread=spread)
+        positions = select_genes(statistics, store_genes, config.genes)
+        task.update(1)
+        chosen = vocabulary_statistics(
+            locator,
+            train,
+            positions,
+            with_covariance=config.blocks.embedding.source == "coexpression",
+            spread=spread,
+        )
+        task.update(2)
 
     genes = GeneVocabulary(tuple(store_genes[p] for p in positions))
     embedding = gene_vectors(

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def status(root: Path, now_s: float | None = None) -> RunStatus:
 
 def headline(found: RunStatus) -> str:
     """The run in one line."""
-    parts = [f"{found.run_dir}: {found.state}", f"attempt {found.attempt + 1}"]
+    began = "no job was started in it" if found.state == "new" else f"attempt {found.attempt + 1}"
+    parts = [f"{found.run_dir}: {found.state}", began]
     if found.n_failures:
         parts.append(f"{found.n_failures} ended early")
     if found.silent_s is not None:
@@ -150,7 +152,7 @@ def _failures(records: list[Record]) -> int:
         for r in records
         if r.run == ROOT and r.kind in ("start", "end")
     ]
-    followers = zip(words, [*words[1:], ""], strict=True)
+    followers = pairwise([*words, ""])
     return sum(1 for word, after in followers if word == "START" and after not in ("FINISHED", ""))
 
 
@@ -168,7 +170,7 @@ def _trained(
     paths: RunPaths, settings: Mapping[str, Any], records: list[Record], state: str
 ) -> Iterable[StageStatus]:
     """Training stages: the journal says how far, checkpoints what is kept."""
-    is_current = True
+    is_current, unfinished = True, "stopped" if state == "new" else state
     for stage in settings.get("training", {}).get("stages", []):
         optim = settings[stage]["optim"]
         total, cells_per_step = int(optim["n_steps"]), int(optim["cells_per_step"])
@@ -180,7 +182,7 @@ def _trained(
             continue
         pace = _pace(points) if is_current and state == "running" else 0.0
         eta = (total - done) * cells_per_step / pace if pace else None
-        word = state if is_current and done else "waiting"
+        word = unfinished if is_current and done else "waiting"
         yield StageStatus(stage, word, done, total, "steps", kept, pace, eta)
         is_current = False  # the stages behind it wait
 

@@ -45,6 +45,7 @@ class IngestJob(JobConfig):
 class BlocksJob(JobConfig):
     """SOMA store -> vocabulary: conditions, split, genes, blocks."""
 
+    cluster: ClusterConfig = ClusterConfig()
     conditions: ConditionsConfig
     split: SplitConfig = SplitConfig()
     genes: GenesConfig = GenesConfig()

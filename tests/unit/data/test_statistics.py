@@ -1,3 +1,4 @@
+import pickle
 from functools import partial
 
 import numpy as np
@@ -6,9 +7,9 @@ from helpers_soma import CENSUS, OURS, encoded_counts
 
 from save_dist.config.schema import GenesConfig
 from save_dist.core.errors import DataError
+from save_dist.core.spread import in_order
 from save_dist.data import statistics
 from save_dist.data.scan import scan
-from save_dist.data.source import SomaSource
 from save_dist.data.statistics import (
     GeneStatistics,
     gene_statistics,
@@ -20,10 +21,29 @@ from save_dist.data.transforms import log_normalise
 EXACT = {"rtol": 1e-6, "atol": 1e-9}
 
 
-@pytest.fixture(params=[pytest.param(300, id="three reads"), pytest.param(10**6, id="one read")])
-def rows_per_read(request, monkeypatch):
-    """Cells of one read of a pass."""
-    monkeypatch.setattr(statistics, "scan", partial(scan, rows_per_read=request.param))
+@pytest.fixture(
+    params=[
+        pytest.param((300, 10**6), id="three reads"),
+        pytest.param((10**6, 10**6), id="one read"),
+        pytest.param((10**6, 400), id="two parts"),
+        pytest.param((200, 300), id="three parts"),
+    ]
+)
+def portions(request, monkeypatch):
+    """Cells of one read and of one part of a pass over 799 cells."""
+    rows_per_read, cells_per_part = request.param
+    monkeypatch.setattr(statistics, "scan", partial(scan, rows_per_read=rows_per_read))
+    monkeypatch.setattr(statistics, "CELLS_PER_PART", cells_per_part)
+
+
+def by_post(work, items):
+    """Parts as other processes have and return them: pickled, and read-only."""
+    posted = pickle.loads(pickle.dumps(work))
+    for item in items:
+        result = posted(pickle.loads(pickle.dumps(item)))
+        for array in result:
+            array.flags.writeable = False
+        yield result
 
 
 def in_memory(cells):
@@ -36,10 +56,9 @@ def log_of(counts):
     return np.log1p(counts * 1e4 / np.where(library == 0, 1, library))
 
 
-@pytest.mark.usefixtures("rows_per_read")
+@pytest.mark.usefixtures("portions")
 def test_gene_statistics_equal_numpy(cells):
-    with SomaSource(cells.locator) as source:
-        found = gene_statistics(source, cells.index)
+    found = gene_statistics(cells.locator, cells.index)
     counts = in_memory(cells)
     assert found.n_cells == len(counts)
     assert np.array_equal(found.n_cells_expressing, (counts > 0).sum(0))
@@ -49,10 +68,9 @@ def test_gene_statistics_equal_numpy(cells):
     np.testing.assert_allclose(found.var_log, log_of(counts).var(0), **EXACT)
 
 
-@pytest.mark.usefixtures("rows_per_read")
+@pytest.mark.usefixtures("portions")
 def test_vocabulary_statistics_equal_numpy(cells):
-    with SomaSource(cells.locator) as source:
-        found = vocabulary_statistics(source, cells.index, cells.gene_positions)
+    found = vocabulary_statistics(cells.locator, cells.index, cells.gene_positions)
     counts = in_memory(cells)[:, cells.gene_positions]
     log_x = log_of(counts)
     assert found.n_cells == len(counts)
@@ -62,19 +80,49 @@ def test_vocabulary_statistics_equal_numpy(cells):
     assert np.array_equal(found.max_log, log_normalise(counts.astype(float)).max(0))
 
 
+def test_processes_change_no_bit(cells, monkeypatch):
+    monkeypatch.setattr(statistics, "CELLS_PER_PART", 300)
+    genes = [gene_statistics(cells.locator, cells.index, spread=s) for s in (in_order, by_post)]
+    chosen = [
+        vocabulary_statistics(cells.locator, cells.index, cells.gene_positions, spread=s)
+        for s in (in_order, by_post)
+    ]
+    for here, there in (genes, chosen):
+        for name, value in vars(here).items():
+            assert np.array_equal(value, getattr(there, name)), name
+
+
+@pytest.mark.parametrize(
+    ("sum_bytes", "sizes"),
+    [
+        pytest.param(10**9, [267, 267, 265], id="as many as wanted"),
+        pytest.param(2 * 8 * 40**2, [400, 399], id="two covariances"),
+        pytest.param(1, [799], id="less than one"),
+    ],
+)
+def test_sums_that_travel_are_bounded(cells, monkeypatch, sum_bytes, sizes):
+    monkeypatch.setattr(statistics, "CELLS_PER_PART", 300)
+    monkeypatch.setattr(statistics, "SUM_BYTES", sum_bytes)
+    found = []
+
+    def noting(work, items):
+        found.extend(item.n_cells for item in items)
+        return in_order(work, items)
+
+    vocabulary_statistics(cells.locator, cells.index, cells.gene_positions, spread=noting)
+    assert found == sizes
+
+
 def test_the_vocabulary_has_a_library_of_its_own(cells):
-    with SomaSource(cells.locator) as source:
-        all_genes = gene_statistics(source, cells.index)
-        chosen = vocabulary_statistics(source, cells.index, cells.gene_positions)
+    all_genes = gene_statistics(cells.locator, cells.index)
+    chosen = vocabulary_statistics(cells.locator, cells.index, cells.gene_positions)
     assert (chosen.mean_log > all_genes.mean_log[cells.gene_positions]).all()
 
 
 def test_without_covariance(cells):
-    with SomaSource(cells.locator) as source:
-        found = vocabulary_statistics(
-            source, cells.index, cells.gene_positions, with_covariance=False
-        )
-        other = vocabulary_statistics(source, cells.index, cells.gene_positions)
+    arguments = (cells.locator, cells.index, cells.gene_positions)
+    found = vocabulary_statistics(*arguments, with_covariance=False)
+    other = vocabulary_statistics(*arguments)
     assert found.covariance is None
     assert np.array_equal(found.mean_log, other.mean_log)
     assert np.array_equal(found.max_log, other.max_log)
@@ -86,9 +134,8 @@ def test_without_covariance(cells):
 def test_genes_and_cells_without_counts(make_cells, layout):
     counts = np.array([[3, 0, 1], [0, 0, 0], [2, 0, 0], [1, 0, 9]])
     cells = make_cells(counts, layout)
-    with SomaSource(cells.locator) as source:
-        genes = gene_statistics(source, cells.index)
-        chosen = vocabulary_statistics(source, cells.index, np.array([1, 2]))
+    genes = gene_statistics(cells.locator, cells.index)
+    chosen = vocabulary_statistics(cells.locator, cells.index, np.array([1, 2]))
     assert genes.n_cells_expressing.tolist() == [3, 0, 2]
     assert genes.var_log[1] == 0
     assert genes.max_count.tolist() == [3, 0, 9]
@@ -99,13 +146,12 @@ def test_genes_and_cells_without_counts(make_cells, layout):
 
 def test_no_cells_are_refused(cells):
     nothing = cells.index.take(np.arange(0))
-    with SomaSource(cells.locator) as source:
-        for run in (
-            lambda: gene_statistics(source, nothing),
-            lambda: vocabulary_statistics(source, nothing, cells.gene_positions),
-        ):
-            with pytest.raises(DataError, match=r"there are no training cells.*hold out less"):
-                run()
+    for run in (
+        lambda: gene_statistics(cells.locator, nothing),
+        lambda: vocabulary_statistics(cells.locator, nothing, cells.gene_positions),
+    ):
+        with pytest.raises(DataError, match=r"there are no training cells.*hold out less"):
+            run()
 
 
 def statistics_of(n_expressing, var_log):

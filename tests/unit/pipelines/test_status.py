@@ -14,7 +14,7 @@ from save_dist.config.schema import PipelineJob
 from save_dist.core.durable import write_json
 from save_dist.core.errors import DataError
 from save_dist.core.paths import RunPaths
-from save_dist.pipelines.status import status
+from save_dist.pipelines.status import headline, status
 from save_dist.stores.receipts import AtlasRecord, receipt_path, receipts_folder
 from save_dist.tracking.tracker import Journal, open_journal
 
@@ -141,6 +141,22 @@ def test_attempts(run_dir, ends, state, n_failures):
     found = status(run_dir)
     assert (found.state, found.n_failures) == (state, n_failures)
     assert found.attempt == len(ends) - 1
+
+
+@pytest.mark.parametrize("begun", ["nothing", "metrics", "checkpoint"])
+def test_a_run_without_a_start_says_so(run_dir, begun):
+    paths = RunPaths(run_dir)
+    config = load(PipelineJob, TINY / "pipeline.yaml", [f"run.dir={run_dir}"])
+    paths.config.write_text(dump_yaml(config))
+    if begun == "metrics":
+        train_points(paths, "vae", 30)
+    if begun == "checkpoint":
+        checkpoint(paths, "vae", 20)
+    found = status(run_dir)
+    assert (found.state, found.n_failures) == ("new", 0)
+    assert headline(found).startswith(f"{run_dir}: new, no job was started in it")
+    vae = {stage.stage: stage.state for stage in found.stages}["vae"]
+    assert vae == ("waiting" if begun == "nothing" else "stopped")
 
 
 def test_failed_run_says_why(paths):

@@ -1,51 +1,41 @@
-"""`save-dist VERB --config FILE [--set a.b=c ...] [--dry-run]`: parse, run, say how it ended.
+"""`save-dist VERB --config FILE [--set a.b=c ...] [--dry-run]`: the commands and what they do.
 
-The only place where logging is configured, signals are caught and exit codes are made.
+Signals are caught here; how a command ends is in `endings`.
 """
 
 import contextlib
 import dataclasses
-import inspect
-import logging
-import os
 import signal
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
+from save_dist.cli.endings import ending
+from save_dist.cli.simulate import simulation
 from save_dist.cluster import submit as submission
 from save_dist.cluster.jobs import RayJobs
 from save_dist.config import schema
 from save_dist.config.load import JOBS, config_hash, dump_yaml, load, read_yaml, resolved
 from save_dist.core import lease
-from save_dist.core.durable import write_bytes, write_json
-from save_dist.core.errors import ConfigError, InfrastructureError, PartialError, SaveDistError
+from save_dist.core.durable import write_bytes
+from save_dist.core.errors import ConfigError
 from save_dist.core.paths import RunPaths
-from save_dist.data.simulated_files import Form
-from save_dist.data.truth import SimulationConfig
 from save_dist.pipelines import data_doctor, schedule, verbs
 from save_dist.pipelines import doctor as physician
 from save_dist.pipelines import export as export_forms
-from save_dist.pipelines import simulate as simulate_cells
 from save_dist.pipelines import status as progress_of
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.provenance import provenance
 from save_dist.tracking.mlflow import Mirror
 from save_dist.tracking.mlflow import sync as replay
-from save_dist.tracking.progress import make_progress, print_summary, render_table
+from save_dist.tracking.progress import make_progress, render_table
 from save_dist.tracking.tracker import open_journal
 
-logger = logging.getLogger(__name__)
-
-STOPPED = 130
-PARTIAL = PartialError.exit_code
 app = typer.Typer(
     help="Train SAVE on single cells, generate atlases of virtual cells, and judge them.",
     no_args_is_help=True,
@@ -73,85 +63,9 @@ for _verb in JOBS:
     _add_verb(_verb)
 
 
-class _CellsFirst(TyperGroup):
-    """`simulate FILE` means `simulate cells FILE`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
-            args = ["cells", *args]
-        return super().parse_args(ctx, args)
-
-
-simulation = typer.Typer(cls=_CellsFirst, no_args_is_help=True)
 app.add_typer(
     simulation, name="simulate", help="Simulated cells whose truth is known: `simulate FILE`."
 )
-
-CellsArgument = Annotated[
-    Path, typer.Argument(help="File to write: .h5ad, replaced if it is there, or .soma.")
-]
-FormOption = Annotated[
-    Form | None, typer.Option("--format", help="Where the ending of the file does not say it.")
-]
-
-
-def _simulate_cells(output: CellsArgument, form: FormOption = None, **settings: Any) -> None:
-    """Draw a data set; every combination has cells, `conditions.held_out` keeps some back."""
-
-    def work() -> Summary:
-        return simulate_cells.simulate(output, SimulationConfig(**settings), form)
-
-    raise typer.Exit(_ending(work, {"verb": "simulate"}))
-
-
-def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for every setting of a simulation, `n_types` as `--types`."""
-    own = list(inspect.signature(command).parameters.values())[:-1]
-    options = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=getattr(simulate_cells.QUICK, field.name),
-            annotation=Annotated[
-                field.type,
-                typer.Option(
-                    "--" + field.name.removeprefix("n_").replace("_", "-"),
-                    help=field.metadata["meaning"],
-                ),
-            ],
-        )
-        for field in dataclasses.fields(SimulationConfig)
-    ]
-    command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-    return command
-
-
-simulation.command("cells", help="Write a simulated data set. This is `simulate FILE`.")(
-    _with_settings(_simulate_cells)
-)
-
-
-@simulation.command("truth", help="Write fresh cells of any combination of a simulated data set.")
-def simulate_truth(
-    output: CellsArgument,
-    simulated: Annotated[
-        Path, typer.Option("--from", help="Data set that `simulate` wrote; read for its settings.")
-    ],
-    condition: Annotated[
-        list[str],
-        typer.Option(help="column=value, repeatable; other columns vary as in the data set."),
-    ] = [],  # noqa: B006
-    cells: Annotated[int, typer.Option("--cells", "-n", help="Cells to draw.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Other seeds give other cells of one law.")] = 0,
-    form: FormOption = None,
-) -> None:
-    """Cells from the true distribution, of combinations that were held out as well."""
-
-    def work() -> Summary:
-        asked = simulate_cells.parse_condition(condition)
-        return simulate_cells.sample(output, simulated, asked, cells, seed, form)
-
-    raise typer.Exit(_ending(work, {"verb": "simulate truth"}))
 
 
 @app.command(help="Send MLflow what it missed while it was slow or down.")
@@ -163,7 +77,7 @@ def sync(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
         tracking = schema.TrackingConfig.model_validate(read_yaml(paths.config)["tracking"])
         return {"points": replay(paths.metrics, tracking.uri, tracking.experiment)}
 
-    raise typer.Exit(_ending(work, {"verb": "sync"}))
+    raise typer.Exit(ending(work, {"verb": "sync"}))
 
 
 @app.command(help="Check every byte of an atlas against its receipts and plan.")
@@ -179,7 +93,7 @@ def verify(
     """Exit code 4 if a part is missing or altered, or comes out otherwise."""
     resampling = verbs.Resampling(resample, model, seed)
     work = partial(verbs.verify, atlas, mend=mend, resampling=resampling)
-    raise typer.Exit(_ending(work, {"verb": "verify"}))
+    raise typer.Exit(ending(work, {"verb": "verify"}))
 
 
 @app.command(help="Write an atlas in another form; goes on where it was killed.")
@@ -190,7 +104,7 @@ def export(
 ) -> None:
     """One part in memory at a time."""
     work = partial(export_forms.export, atlas, output, to)
-    raise typer.Exit(_ending(work, {"verb": "export"}))
+    raise typer.Exit(ending(work, {"verb": "export"}))
 
 
 @app.command(help="Run a job on a Ray cluster: start it, or join the same one if it runs.")
@@ -222,7 +136,7 @@ def submit(
         submission.raise_failure(result, started.submission_id)
         return {}
 
-    raise typer.Exit(_ending(work, summary))
+    raise typer.Exit(ending(work, summary))
 
 
 @app.command("schedule-tick", help="Make the atlas of the present model and grid if it is missing.")
@@ -242,13 +156,13 @@ def schedule_tick(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: 
             schedule.take_model(tick, RunPaths(asked.run.dir).model)
             return {"did": "generated", "stages": _execute("generate", tick.config)}
 
-    raise typer.Exit(_ending(work, summary, writes_result=True))
+    raise typer.Exit(ending(work, summary, writes_result=True))
 
 
 @app.command(help="The atlases that a run has made, and the newest complete one.")
 def atlases(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """Every line of the run's catalogue, scheduled atlases too."""
-    raise typer.Exit(_ending(partial(verbs.atlases, run), {"verb": "atlases"}))
+    raise typer.Exit(ending(partial(verbs.atlases, run), {"verb": "atlases"}))
 
 
 class _Doctors(TyperGroup):
@@ -281,7 +195,7 @@ def doctor(
         summary.update(checks=[dataclasses.asdict(check) for check in found])
         return physician.report(found)
 
-    raise typer.Exit(_ending(work, summary))
+    raise typer.Exit(ending(work, summary))
 
 
 @doctors.command("data", help="How a SOMA store lies, how fast it is read, what a copy would gain.")
@@ -302,7 +216,7 @@ def doctor_data(
         sys.stdout.write(render_table(physician.table(found)))
         return {"checks": [dataclasses.asdict(check) for check in found], **facts}
 
-    raise typer.Exit(_ending(work, {"verb": "doctor data"}))
+    raise typer.Exit(ending(work, {"verb": "doctor data"}))
 
 
 @app.command(help="How far a run is; reads its files only, so it may be running.")
@@ -316,7 +230,7 @@ def status(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
         sys.stdout.write(render_table(progress_of.table(found)))
         return {"run": dataclasses.asdict(found)}
 
-    raise typer.Exit(_ending(work, summary))
+    raise typer.Exit(ending(work, summary))
 
 
 def _checked_verb(verb: str) -> str:
@@ -347,34 +261,7 @@ def run_job(verb: str, path: Path, overrides: list[str], *, dry_run: bool = Fals
             return {"status": "planned", "plan": verbs.PLANS[verb](config)}
         return {"stages": _execute(verb, config)}
 
-    return _ending(work, summary, writes_result=not dry_run)
-
-
-def _ending(work: Callable[[], Summary], summary: Summary, *, writes_result: bool = False) -> int:
-    """Do the work and turn however it ends into a summary and an exit code."""
-    _configure_logging()
-    started = time.monotonic()
-    code = 0
-    summary["status"] = "done"
-    try:
-        summary |= work()
-    except SaveDistError as e:
-        code = e.exit_code
-        summary |= {"status": "partial" if code == PARTIAL else "failed", "error": str(e)}
-        sys.stderr.write(f"error: {e}\n")
-    except (KeyboardInterrupt, SystemExit):
-        code = STOPPED
-        summary |= {"status": "stopped", "error": "stopped by a signal; run again to continue"}
-    except Exception as e:  # noqa: BLE001  # the last place that can say how the job ended
-        code = InfrastructureError.exit_code
-        summary |= {"status": "failed", "error": f"unexpected {type(e).__name__}: {e}"}
-        sys.stderr.write(traceback.format_exc())
-    summary |= {"exit_code": code, "seconds": round(time.monotonic() - started, 1)}
-    if writes_result and "run_dir" in summary:
-        with contextlib.suppress(InfrastructureError):  # the summary is on stdout as well
-            write_json(RunPaths(Path(summary["run_dir"])).result, summary)
-    print_summary(summary)
-    return code
+    return ending(work, summary, writes_result=not dry_run)
 
 
 def _execute(verb: str, config: schema.JobConfig) -> Summary:
@@ -411,13 +298,3 @@ def _terminate_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _configure_logging() -> None:
-    level = os.environ.get("SAVE_DIST_LOG", "WARNING").upper()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("save_dist").setLevel(level)
-
-
-if __name__ == "__main__":
-    main()

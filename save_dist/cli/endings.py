@@ -1,0 +1,55 @@
+"""How a command ends: the JSON summary on stdout, `result.json`, and the exit code.
+
+The only place where logging is configured and exit codes are made.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from save_dist.core.durable import write_json
+from save_dist.core.errors import InfrastructureError, PartialError, SaveDistError
+from save_dist.core.paths import RunPaths
+from save_dist.pipelines.context import Summary
+from save_dist.tracking.progress import print_summary
+
+STOPPED = 130
+PARTIAL = PartialError.exit_code
+
+
+def ending(work: Callable[[], Summary], summary: Summary, *, writes_result: bool = False) -> int:
+    """Do the work and turn however it ends into a summary and an exit code."""
+    _configure_logging()
+    started = time.monotonic()
+    code = 0
+    summary["status"] = "done"
+    try:
+        summary |= work()
+    except SaveDistError as e:
+        code = e.exit_code
+        summary |= {"status": "partial" if code == PARTIAL else "failed", "error": str(e)}
+        sys.stderr.write(f"error: {e}\n")
+    except (KeyboardInterrupt, SystemExit):
+        code = STOPPED
+        summary |= {"status": "stopped", "error": "stopped by a signal; run again to continue"}
+    except Exception as e:  # noqa: BLE001  # the last place that can say how the job ended
+        code = InfrastructureError.exit_code
+        summary |= {"status": "failed", "error": f"unexpected {type(e).__name__}: {e}"}
+        sys.stderr.write(traceback.format_exc())
+    summary |= {"exit_code": code, "seconds": round(time.monotonic() - started, 1)}
+    if writes_result and "run_dir" in summary:
+        with contextlib.suppress(InfrastructureError):  # the summary is on stdout as well
+            write_json(RunPaths(Path(summary["run_dir"])).result, summary)
+    print_summary(summary)
+    return code
+
+
+def _configure_logging() -> None:
+    level = os.environ.get("SAVE_DIST_LOG", "WARNING").upper()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("save_dist").setLevel(level)
