@@ -26,7 +26,13 @@ from save_dist.config import schema
 from save_dist.config.load import JOBS, config_hash, dump_yaml, load, read_yaml, resolved
 from save_dist.core import lease
 from save_dist.core.durable import write_bytes, write_json
-from save_dist.core.errors import ConfigError, InfrastructureError, PartialError, SaveDistError
+from save_dist.core.errors import (
+    ConfigError,
+    InfrastructureError,
+    PartialError,
+    SaveDistError,
+    StoppedError,
+)
 from save_dist.core.paths import RunPaths
 from save_dist.data.simulated_files import Form
 from save_dist.data.truth import SimulationConfig
@@ -44,8 +50,8 @@ from save_dist.tracking.tracker import open_journal
 
 logger = logging.getLogger(__name__)
 
-STOPPED = 130
-PARTIAL = PartialError.exit_code
+STOPPED = StoppedError.exit_code
+_STATUS = {PartialError.exit_code: "partial", STOPPED: "stopped"}
 app = typer.Typer(
     help="Train SAVE on single cells, generate atlases of virtual cells, and judge them.",
     no_args_is_help=True,
@@ -360,7 +366,7 @@ def _ending(work: Callable[[], Summary], summary: Summary, *, writes_result: boo
         summary |= work()
     except SaveDistError as e:
         code = e.exit_code
-        summary |= {"status": "partial" if code == PARTIAL else "failed", "error": str(e)}
+        summary |= {"status": _STATUS.get(code, "failed"), "error": str(e)}
         sys.stderr.write(f"error: {e}\n")
     except (KeyboardInterrupt, SystemExit):
         code = STOPPED
