@@ -33,7 +33,7 @@ from save_dist.stores.bundle import load_bundle
 from save_dist.stores.profiles import evidence, similarity_shift
 from save_dist.tracking.progress import LineProgress
 from save_dist.tracking.tracker import open_journal
-from save_dist.training.loop import Ranks
+from save_dist.training.ranks import Ranks
 from save_dist.training.run import run_stages
 
 HELD_OUT = {"condition": "stim-1", "cell_type": "type-0"}

@@ -40,7 +40,7 @@ from save_dist.stores.latents import LatentStore
 from save_dist.tracking.progress import LineProgress
 from save_dist.tracking.tracker import open_journal
 from save_dist.training import run as training
-from save_dist.training.loop import Ranks
+from save_dist.training.ranks import Ranks
 from save_dist.training.steps import standardised
 
 SIMULATION = SimulationConfig(n_cells=5000, n_genes=300, n_types=5, n_conditions=2, interaction=0.4)

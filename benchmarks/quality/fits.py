@@ -32,8 +32,8 @@ from save_dist.tracking.progress import LineProgress
 from save_dist.tracking.tracker import open_journal
 from save_dist.training import run as training
 from save_dist.training.latents import dense_cells
-from save_dist.training.loop import Ranks
 from save_dist.training.plan import TrainPlan
+from save_dist.training.ranks import Ranks
 
 Settings = Mapping[str, Any]
 """Sections of a PipelineJob, as far as they differ from the defaults."""

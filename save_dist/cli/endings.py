@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from save_dist.core.durable import write_json
-from save_dist.core.errors import InfrastructureError, PartialError, SaveDistError
+from save_dist.core.errors import InfrastructureError, PartialError, SaveDistError, StoppedError
 from save_dist.core.paths import RunPaths
 from save_dist.pipelines.context import Summary
 from save_dist.tracking.progress import print_summary
 
-STOPPED = 130
-PARTIAL = PartialError.exit_code
+STOPPED = StoppedError.exit_code
+_STATUS = {PartialError.exit_code: "partial", STOPPED: "stopped"}
 
 
 def ending(work: Callable[[], Summary], summary: Summary, *, writes_result: bool = False) -> int:
@@ -32,7 +32,7 @@ def ending(work: Callable[[], Summary], summary: Summary, *, writes_result: bool
         summary |= work()
     except SaveDistError as e:
         code = e.exit_code
-        summary |= {"status": "partial" if code == PARTIAL else "failed", "error": str(e)}
+        summary |= {"status": _STATUS.get(code, "failed"), "error": str(e)}
         sys.stderr.write(f"error: {e}\n")
     except (KeyboardInterrupt, SystemExit):
         code = STOPPED

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from save_dist.cluster import runtime
+from save_dist.cluster.supervision import Foreman, Orders
 from save_dist.config.schema import (
     ClusterConfig,
     FlowConfig,
@@ -31,9 +32,9 @@ from save_dist.core.durable import write_json
 from save_dist.core.errors import InfrastructureError, SaveDistError
 from save_dist.tracking.progress import Progress, Task
 from save_dist.tracking.tracker import Journal, parse_record
-from save_dist.training.loop import Ranks
 from save_dist.training.plan import TrainPlan
-from save_dist.training.run import run_stages, steps_done
+from save_dist.training.ranks import Ranks
+from save_dist.training.run import run_stages, steps_left
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +56,30 @@ def fit(plan: TrainPlan, config: ClusterConfig, journal: Journal, progress: Prog
 
     Raises:
         DivergedError, CheckpointError, DataError: what a rank raised on purpose.
+        StoppedError: at the wall-clock limit or on SIGTERM; the same command continues.
         InfrastructureError: if workers kept failing; the same command continues.
     """
-    with runtime.session(config):
-        _clear_failures(plan)
+    hours = plan.training.max_hours
+    orders = Orders(
+        folder=_failure_folder(plan),
+        deadline_s=None if hours is None else time.time() + 3600 * hours,
+        step_limit_s=config.collective_timeout_s,
+    )
+    _clear_failures(plan)
+    with orders.obeyed(config.grace_s), runtime.session(config):
         with _shown(plan, journal.path, progress):
-            _run_trainer(plan, config, journal)
-    _raise_failures(plan)
+            _run_trainer(plan, config, journal, orders)
+        _raise_failures(plan)
 
 
-def _run_trainer(plan: TrainPlan, config: ClusterConfig, journal: Journal) -> None:
+def worker_counts(config: ClusterConfig) -> int | tuple[int, int]:
+    """Number of ranks as Ray takes it: one, or the fewest and the most."""
+    return (
+        config.n_workers if config.min_workers is None else (config.min_workers, config.n_workers)
+    )
+
+
+def _run_trainer(plan: TrainPlan, config: ClusterConfig, journal: Journal, orders: Orders) -> None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -72,10 +87,10 @@ def _run_trainer(plan: TrainPlan, config: ClusterConfig, journal: Journal) -> No
     storage = plan.paths.scratch / "ray"
     trainer = TorchTrainer(
         _work,
-        train_loop_config=_to_json(plan, config, journal),
+        train_loop_config=_to_json(plan, config, journal, orders),
         torch_config=TorchConfig(timeout_s=int(config.collective_timeout_s)),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.n_workers,
+            num_workers=worker_counts(config),
             use_gpu=config.gpus_per_worker > 0,
             resources_per_worker=_resources(config),
         ),
@@ -93,7 +108,8 @@ def _run_trainer(plan: TrainPlan, config: ClusterConfig, journal: Journal) -> No
         _raise_failures(plan)
         raise InfrastructureError(
             f"training workers failed more than cluster.max_failures={config.max_failures} "
-            f"times; the last cause: {str(e)[-500:]}. Run the same command to continue"
+            f"times; the last cause: {'; '.join(orders.stalls()) or str(e)[-500:]}. Run the same "
+            "command to continue"
         ) from e
     finally:
         shutil.rmtree(storage, ignore_errors=True)
@@ -104,26 +120,29 @@ def _work(config: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    plan, journal, n_threads = _from_json(config)
+    plan, journal, orders = _from_json(config)
     if _failures(plan):
         return
-    torch.set_num_threads(n_threads)
+    torch.set_num_threads(config["n_threads"])
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     reporter = JournalReporter(journal if ranks.is_first else None)
+    foreman = Foreman(orders, ranks.rank)
     try:
-        run_stages(plan, ranks, reporter, ray.train.torch.get_device())
+        run_stages(plan, ranks, reporter, ray.train.torch.get_device(), foreman)
     except SaveDistError as e:
         if isinstance(e, InfrastructureError):
             raise
         _failure_folder(plan).mkdir(parents=True, exist_ok=True)
         facts = {"type": type(e).__name__, "message": str(e)}
         write_json(_failure_folder(plan) / f"rank-{ranks.rank}.json", facts)
-        if not isinstance(e, errors.DivergedError):
+        if not isinstance(e, (errors.DivergedError, errors.StoppedError)):
             raise  # the other ranks may be waiting: end them too; the restart finds the record
 
 
-def _to_json(plan: TrainPlan, config: ClusterConfig, journal: Journal) -> dict[str, Any]:
+def _to_json(
+    plan: TrainPlan, config: ClusterConfig, journal: Journal, orders: Orders
+) -> dict[str, Any]:
     return {
         "root": str(plan.root.resolve()),
         "seed": plan.seed,
@@ -134,11 +153,13 @@ def _to_json(plan: TrainPlan, config: ClusterConfig, journal: Journal) -> dict[s
         "transport": plan.transport.model_dump(mode="json"),
         "vocabulary_hash": plan.vocabulary_hash,
         "attempt": journal.attempt,
+        "deadline_s": orders.deadline_s,
+        "step_limit_s": orders.step_limit_s,
         "n_threads": max(1, int(config.cpus_per_worker)),
     }
 
 
-def _from_json(config: dict[str, Any]) -> tuple[TrainPlan, Journal, int]:
+def _from_json(config: dict[str, Any]) -> tuple[TrainPlan, Journal, Orders]:
     plan = TrainPlan(
         root=Path(config["root"]),
         seed=config["seed"],
@@ -150,7 +171,8 @@ def _from_json(config: dict[str, Any]) -> tuple[TrainPlan, Journal, int]:
         vocabulary_hash=config["vocabulary_hash"],
     )
     journal = Journal(plan.paths.metrics, attempt=config["attempt"])
-    return plan, journal, config["n_threads"]
+    orders = Orders(_failure_folder(plan), config["deadline_s"], config["step_limit_s"])
+    return plan, journal, orders
 
 
 def _resources(config: ClusterConfig) -> dict[str, float]:
@@ -239,8 +261,7 @@ def _new_records(metrics: Path, offset: int) -> tuple[int, list[tuple[str, int, 
 
 def remaining(plan: TrainPlan) -> dict[str, int]:
     """Optimiser steps each stage still needs."""
-    totals = _totals(plan)
-    return {stage: totals[stage] - steps_done(plan, stage) for stage in plan.training.stages}
+    return {stage: steps_left(plan, stage) for stage in plan.training.stages}
 
 
 def _totals(plan: TrainPlan) -> dict[str, int]:

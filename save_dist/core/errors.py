@@ -59,6 +59,12 @@ class InfrastructureError(SaveDistError):
     exit_code = 5
 
 
+class StoppedError(SaveDistError):
+    """Training was asked to end early and has saved its state; the same command continues."""
+
+    exit_code = 130
+
+
 def listed(values: Iterable[object], n_shown: int = 20) -> str:
     """Values for a message: the first few by name, the rest as a number.
 

@@ -121,11 +121,6 @@ class CellStream:
         self._prefetcher.close()
         self._reader.close()
 
-    @property
-    def wait_s(self) -> float:
-        """Time the consumer has waited for data."""
-        return self._prefetcher.wait_s
-
     def batches(
         self, start_step: int = 0, stop_step: int | None = None
     ) -> Generator[CellBatch, None, None]:

@@ -22,6 +22,7 @@ from save_dist.stores.checkpoint import CheckpointStore
 from save_dist.stores.receipts import read_record, receipts_folder
 from save_dist.tracking.progress import duration
 from save_dist.tracking.tracker import ROOT, Record, read_records
+from save_dist.training.standing import is_finished
 
 STAGES = (
     "ingest",
@@ -174,11 +175,13 @@ def _trained(
     for stage in settings.get("training", {}).get("stages", []):
         optim = settings[stage]["optim"]
         total, cells_per_step = int(optim["n_steps"]), int(optim["cells_per_step"])
-        kept = max(CheckpointStore(paths.checkpoints(stage), 1).steps(), default=0)
+        checkpoints = CheckpointStore(paths.checkpoints(stage), 1)
+        kept = max(checkpoints.steps(), default=0)
+        about = checkpoints.about(kept) if kept else {}
         points = [r for r in records if r.run == stage and "train/loss" in r.values]
         done = max(kept, points[-1].step or 0) if points else kept
-        if kept >= total:
-            yield StageStatus(stage, "done", total, total, "steps", kept)
+        if is_finished(kept, about, total):
+            yield StageStatus(stage, "done", kept, total, "steps", kept)
             continue
         pace = _pace(points) if is_current and state == "running" else 0.0
         eta = (total - done) * cells_per_step / pace if pace else None

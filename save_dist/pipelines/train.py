@@ -2,10 +2,10 @@
 
 from save_dist.cluster import train as cluster_train
 from save_dist.config.load import config_hash
-from save_dist.config.schema import PipelineJob, TrainJob
+from save_dist.config.schema import PipelineJob, StoppingConfig, TrainJob
 from save_dist.core.durable import digest, read_json
-from save_dist.core.errors import DataError
-from save_dist.data.splits import TRAIN
+from save_dist.core.errors import ConfigError, DataError
+from save_dist.data.splits import TRAIN, VALIDATION
 from save_dist.pipelines.context import Context, Summary, finished, record
 from save_dist.pipelines.provenance import provenance
 from save_dist.stores.bundle import save_bundle
@@ -36,8 +36,7 @@ def train(config: TrainJob | PipelineJob, context: Context) -> Summary:
         context.journal.child(stage).end("FINISHED")
 
     summary = {"steps": n_steps, "stages": plan.training.stages}
-    last = plan.flow_stage
-    if training.steps_done(plan, last) < plan.section(last).optim.n_steps:
+    if training.steps_left(plan, plan.flow_stage):
         return summary
     summary["model_hash"] = export(plan, vocabulary, config, context)
     return record(context, "train", key, summary)
@@ -62,6 +61,12 @@ def make_plan(
         make_stream_plan(plan, plan.section(stage).optim, n_cells)
     if "transport" in config.training.stages:
         training.transport_pairs(plan, vocabulary)
+    stopping = config.training.stopping
+    if stopping != StoppingConfig() and not vocabulary.index.where(VALIDATION).n_cells:
+        raise ConfigError(
+            "training.stopping compares losses on validation cells, and split.validation left "
+            "none; make it larger in a new run.dir, or remove training.stopping"
+        )
     return plan
 
 

@@ -97,14 +97,22 @@ class CheckpointStore:
         return self._write(step, _snapshot(tensors), dict(about))
 
     def save_async(
-        self, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        about: Mapping[str, Any],
+        *,
+        keep_step: int | None = None,
     ) -> None:
         """Copy the state to the CPU, then write it in the background.
 
-        Waits for the previous save first and raises its error, if it had one.
+        Waits for the previous save first and raises its error, if it had one. `keep_step` is
+        kept beside the newest ones, however old it is.
         """
         self.wait()
-        self._pending = self._writer.submit(self._write, step, _snapshot(tensors), dict(about))
+        self._pending = self._writer.submit(
+            self._write, step, _snapshot(tensors), dict(about), keep_step
+        )
 
     def wait(self) -> None:
         """Until nothing is being written; raises the error of a background save."""
@@ -123,6 +131,14 @@ class CheckpointStore:
         """Steps that have a folder, ascending; not verified."""
         names = (p.name.removeprefix("step-") for p in self._folder.glob("step-*"))
         return sorted(int(name) for name in names if name.isdecimal())
+
+    def about(self, step: int) -> dict[str, Any]:
+        """Facts of a checkpoint, unverified; empty if they are not there (any more)."""
+        place = self._place(step) / ABOUT
+        try:
+            return read_json(place)
+        except CheckpointError:
+            return {}
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; torn ones are skipped with a warning.
@@ -167,7 +183,13 @@ class CheckpointStore:
                 f"{self._folder} to start again"
             )
 
-    def _write(self, step: int, tensors: dict[str, Tensor], about: dict[str, Any]) -> Path:
+    def _write(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        about: dict[str, Any],
+        keep_step: int | None = None,
+    ) -> Path:
         assert "config_hash" in about, "resume compares it"
         place = self._place(step)
         n_bytes = sum(t.nbytes for t in tensors.values())
@@ -176,7 +198,7 @@ class CheckpointStore:
             save_file(tensors, aside / TENSORS)
             write_json(aside / ABOUT, about)
         logger.info("event=checkpoint_saved step=%d bytes=%d folder=%s", step, n_bytes, place)
-        self._prune(step)
+        self._prune(step, keep_step)
         return place
 
     def _check_space(self, needed: int) -> None:
@@ -188,10 +210,10 @@ class CheckpointStore:
                 "free space and run again, training continues from the last checkpoint"
             )
 
-    def _prune(self, step: int) -> None:
+    def _prune(self, step: int, keep_step: int | None) -> None:
         """Keep the newest up to `step`; a later one was skipped on resume, hence is torn."""
         kept = [s for s in self.steps() if s <= step][-self._keep :]
-        for old in set(self.steps()) - set(kept):
+        for old in set(self.steps()) - {*kept, keep_step}:
             shutil.rmtree(self._place(old), ignore_errors=True)
 
 

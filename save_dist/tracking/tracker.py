@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from save_dist.core.errors import InfrastructureError
+from save_dist.core.errors import InfrastructureError, StoppedError
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Journal:
         try:
             yield self
             status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, StoppedError):
             status = "KILLED"
             raise
         finally:

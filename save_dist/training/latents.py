@@ -21,7 +21,7 @@ from save_dist.data.transforms import DenseCells, densify
 from save_dist.models.vae import Vae
 from save_dist.stores.bundle import LatentScale
 from save_dist.stores.latents import LatentStore
-from save_dist.training.loop import Ranks
+from save_dist.training.ranks import Ranks
 
 
 class LatentBatch(NamedTuple):
@@ -114,7 +114,6 @@ class LatentStream:
         self._plan = plan
         self._balance = balance
         self._lanes = plan.lanes_of(ranks.rank, ranks.world_size)
-        self.wait_s = 0.0
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[LatentBatch]:
         """Minibatches of the optimiser steps `start_step` (inclusive) to `stop_step`."""

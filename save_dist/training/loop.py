@@ -1,14 +1,15 @@
-"""The one training loop, for both stages, in one process or on every rank of a DDP group.
+"""The one training loop, for all stages, in one process or on every rank of a DDP group.
 
 Knows neither Ray nor MLflow: it sees minibatches, a `Stage` that turns one into a loss, a
-`CheckpointStore` and a `Reporter`. All randomness comes from the stage, keyed by step and lane,
-so a resumed run and an undisturbed one take the same steps.
+`CheckpointStore`, a `Reporter` and a `Supervisor`. All randomness comes from the stage, keyed by
+step and lane, so a resumed run and an undisturbed one take the same steps.
 """
 
-import logging
+import contextlib
+import enum
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
@@ -16,35 +17,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from save_dist.config.schema import OptimConfig, TrainingConfig
-from save_dist.core.errors import DivergedError
-from save_dist.stores.checkpoint import (
-    CheckpointStore,
-    flatten_optimizer,
-    unflatten_optimizer,
-)
-from save_dist.training import optim as optim_parts
-
-logger = logging.getLogger(__name__)
+from save_dist.core.errors import DivergedError, StoppedError
+from save_dist.stores.checkpoint import CheckpointStore
+from save_dist.training.pace import Pace, flops_per_cell, matmul_flops_per_s
+from save_dist.training.ranks import Ranks, barrier, of_first
+from save_dist.training.standing import is_finished
+from save_dist.training.state import State
 
 Minibatch_contra = TypeVar("Minibatch_contra", contravariant=True)
 Minibatch = TypeVar("Minibatch")
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Place of this process among the training processes."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this rank writes what all ranks share."""
-        return self.rank == 0
 
 
 @runtime_checkable
@@ -53,6 +36,36 @@ class Reporter(Protocol):
 
     def metrics(self, stage: str, values: Mapping[str, float], step: int) -> None:
         """Record values after optimiser step `step` (called on every rank, written by one)."""
+
+
+Watch = Callable[[int, str], None]
+"""Told the optimiser step, and what a rank begins to do in it."""
+
+
+@runtime_checkable
+class Supervisor(Protocol):
+    """What the outside tells the loop, and how it sees that a rank hangs."""
+
+    def asked_to_stop(self) -> str:
+        """Why training should end now, empty to go on; asked on rank 0 after every step."""
+
+    def watch(self, stage: str) -> AbstractContextManager[Watch]:
+        """Held on every rank for the duration of a stage."""
+
+
+class Alone:
+    """Supervises a process that nobody stops and nobody waits for."""
+
+    def asked_to_stop(self) -> str:
+        """Never."""
+        return ""
+
+    def watch(self, stage: str) -> AbstractContextManager[Watch]:
+        """Nobody looks."""
+        return contextlib.nullcontext(lambda step, activity: None)
+
+
+ALONE = Alone()
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,15 @@ class FitInput(Generic[Minibatch]):
     minibatches: Callable[[int, int], Iterator[Minibatch]]
     cells_per_rank: int
     validation: Callable[[nn.Module], Mapping[str, float]] | None
-    data_wait_s: Callable[[], float]
+    """Run on rank 0; the lowest `val/loss` of a stage is its best."""
+
+
+class _Ending(enum.IntEnum):
+    """What follows a step, the same on all ranks."""
+
+    NONE = 0
+    FINISHED = 1
+    STOPPED = 2
 
 
 def fit(
@@ -94,44 +115,146 @@ def fit(
     reporter: Reporter,
     ranks: Ranks,
     about: Mapping[str, str],
+    supervisor: Supervisor = ALONE,
 ) -> None:
-    """Train one stage to its last step, resuming from the newest checkpoint if there is one.
+    """Train one stage to its end, resuming from the newest checkpoint if there is one.
 
     Args:
         inputs: stage and minibatches.
-        config: optimiser settings; `n_steps` ends the stage.
-        training: intervals of logging, validation and checkpoints.
+        config: optimiser settings; a stage ends after `n_steps`, or before if validation says so.
+        training: intervals of logging, validation and checkpoints, and when to end early.
         checkpoints: store of this stage; written by rank 0, read by all.
         reporter: receiver of metrics.
         ranks: place of this process.
         about: facts stored in every checkpoint, `config_hash` among them.
+        supervisor: who may ask for an end, and is told what this rank does.
 
     Raises:
         DivergedError: before the optimiser step, on a non-finite loss or gradient.
+        StoppedError: on all ranks, after saving, if the supervisor asked for an end.
     """
-    state = _State.create(inputs.stage.module, config, ranks)
+    state = State.create(inputs.stage.module, config, ranks)
     start = state.restore(checkpoints, ranks)
-    if start >= config.n_steps:
+    if is_finished(start, state.about(), config.n_steps):
         return
-    clock = _Clock(inputs.data_wait_s)
-    for step, minibatch in enumerate(inputs.minibatches(start, config.n_steps), start=start + 1):
-        loss = _step(state, inputs, minibatch, config, step)
-        if step % training.log_every_steps == 0 or step == config.n_steps:
-            cells = inputs.cells_per_rank * ranks.world_size
-            values = _mean_over_ranks(loss, ranks) | clock.lap(step - start, cells)
-            rate = float(state.schedule.get_last_lr()[0])
-            values |= {"train/lr": rate, "train/grad_norm": state.norm}
-            reporter.metrics(inputs.stage.name, values, step)
-        due = step % training.validate_every_steps == 0 or step == config.n_steps
-        if due and inputs.validation is not None:
-            reporter.metrics(inputs.stage.name, inputs.validation(state.average.module), step)
-        if step % training.checkpoint.every_steps == 0 or step == config.n_steps:
-            state.save(checkpoints, step, ranks, about, is_last=step == config.n_steps)
-    _barrier(ranks)
+    fitting = _Fitting(
+        inputs, config, training, checkpoints, reporter, ranks, about, supervisor, state
+    )
+    with supervisor.watch(inputs.stage.name) as watch:
+        fitting.run(start, watch)
+        watch(config.n_steps, "waiting for the other ranks")
+        barrier(ranks)
+    if fitting.stopped:
+        raise StoppedError(fitting.stopped)
+
+
+@dataclass
+class _Fitting(Generic[Minibatch]):
+    """The steps of one stage in this process."""
+
+    inputs: FitInput[Minibatch]
+    config: OptimConfig
+    training: TrainingConfig
+    checkpoints: CheckpointStore
+    reporter: Reporter
+    ranks: Ranks
+    about: Mapping[str, str]
+    supervisor: Supervisor
+    state: State
+    stopped: str = ""
+    """What to say if an end was asked for."""
+
+    def run(self, start: int, watch: Watch) -> None:
+        """All steps after `start`, until one is the last."""
+        pace = Pace(start, self.inputs.cells_per_rank, self.ranks.world_size)
+        minibatches = pace.timed(self.inputs.minibatches(start, self.config.n_steps))
+        for step, minibatch in enumerate(minibatches, start=start + 1):
+            watch(step, "computing")
+            if step == start + 1 and self.ranks.is_first:
+                pace.calibrate(*self.costs(minibatch))
+            loss = self.take(minibatch, step)
+            if step % self.training.log_every_steps == 0 or step == self.config.n_steps:
+                self.report(loss, pace.lap(step), step)
+            watch(step, "validating")
+            is_best = self.validate(step)
+            watch(step, "agreeing with the other ranks")
+            ending = self.agree(step)
+            is_due = is_best or step % self.training.checkpoint.every_steps == 0
+            if is_due or ending is not _Ending.NONE:
+                watch(step, "saving")
+                self.save(step, wait=ending is not _Ending.NONE)
+            if ending is not _Ending.NONE:
+                return
+            watch(step + 1, "reading its minibatch")
+
+    def costs(self, minibatch: Minibatch) -> tuple[float, float]:
+        """Operations per cell, and operations per second of the device."""
+        stage = self.inputs.stage
+        per_cell = flops_per_cell(
+            stage.module,
+            lambda module, part: stage.loss(module, minibatch, part).per_cell,
+            self.inputs.cells_per_rank,
+        )
+        return per_cell, matmul_flops_per_s(self.state.device)
+
+    def take(self, minibatch: Minibatch, step: int) -> Loss:
+        """One step; an unexpected failure says which one it was."""
+        try:
+            return _step(self.state, self.inputs, minibatch, self.config, step)
+        except RuntimeError as e:
+            e.add_note(f"in step {step} of the stage {self.inputs.stage.name}")
+            raise
+
+    def report(self, loss: Loss, rates: dict[str, float], step: int) -> None:
+        """Loss, rates and what the optimiser did."""
+        values = _mean_over_ranks(loss, self.ranks) | rates
+        rate = float(self.state.schedule.get_last_lr()[0])
+        values |= {"train/lr": rate, "train/grad_norm": self.state.norm}
+        self.reporter.metrics(self.inputs.stage.name, values, step)
+
+    def validate(self, step: int) -> bool:
+        """Validate if it is time to; whether these weights are now the best and to be kept."""
+        is_due = step % self.training.validate_every_steps == 0 or step == self.config.n_steps
+        if not is_due or self.inputs.validation is None:
+            return False
+        values = self.inputs.validation(self.state.average.module)
+        self.reporter.metrics(self.inputs.stage.name, values, step)
+        if "val/loss" not in values:
+            return False
+        stopping = self.training.stopping
+        self.state.standing = self.state.standing.after(step, values["val/loss"], stopping)
+        return stopping.export == "best" and self.state.standing.best_step == step
+
+    def agree(self, step: int) -> _Ending:
+        """What rank 0 decides; it alone validates and hears the supervisor."""
+        if step == self.config.n_steps:
+            return _Ending.FINISHED
+        asked = self.supervisor.asked_to_stop() if self.ranks.is_first else ""
+        ending = _Ending.STOPPED if asked else _Ending.NONE
+        if self.state.standing.is_over:
+            ending = _Ending.FINISHED
+        agreed = _Ending(of_first(ending, self.ranks))
+        if agreed is _Ending.STOPPED:
+            self.stopped = (
+                f"{self.inputs.stage.name} stopped after step {step} of {self.config.n_steps}: "
+                f"{asked or 'rank 0 was asked to'}; the state is saved, run the same command to "
+                "continue"
+            )
+        return agreed
+
+    def save(self, step: int, *, wait: bool) -> None:
+        """Hand the state to the writer thread of rank 0; wait for it if it is the last."""
+        if not self.ranks.is_first:
+            return
+        kept = self.state.standing.best_step if self.training.stopping.export == "best" else None
+        about = {**self.about, **self.state.about()}
+        self.checkpoints.save_async(step, self.state.tensors(), about, keep_step=kept)
+        if wait:
+            self.checkpoints.wait()
 
 
 def _step(
-    state: "_State",
+    state: State,
     inputs: FitInput[Minibatch],
     minibatch: Minibatch,
     config: OptimConfig,
@@ -158,100 +281,6 @@ def _step(
     return loss
 
 
-@dataclass
-class _State:
-    """Everything a step changes."""
-
-    module: nn.Module
-    forward: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LambdaLR
-    average: AveragedModel
-    device: torch.device
-    norm: float = 0.0
-
-    @classmethod
-    def create(cls, module: nn.Module, config: OptimConfig, ranks: Ranks) -> "_State":
-        device = next(module.parameters()).device
-        average = optim_parts.make_average(module, config)
-        if config.compile:
-            module.compile()
-        forward = module
-        if ranks.world_size > 1:
-            ids = [device.index] if device.type == "cuda" else None
-            forward = DistributedDataParallel(
-                module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
-            )
-        optimizer = optim_parts.make_optimizer(module.parameters(), config)
-        schedule = optim_parts.make_schedule(optimizer, config)
-        return cls(module, forward, optimizer, schedule, average, device)
-
-    def maybe_no_sync(self, is_last: bool):  # type: ignore[no-untyped-def]  # two context types
-        """Gradients travel between ranks once per step, with the last part."""
-        if isinstance(self.forward, DistributedDataParallel) and not is_last:
-            return self.forward.no_sync()
-        return torch.enable_grad()
-
-    def save(
-        self,
-        checkpoints: CheckpointStore,
-        step: int,
-        ranks: Ranks,
-        about: Mapping[str, str],
-        *,
-        is_last: bool,
-    ) -> None:
-        """Hand the state to the writer thread of rank 0; the last one is waited for."""
-        if not ranks.is_first:
-            return
-        tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        optimizer, groups = flatten_optimizer(self.optimizer.state_dict())
-        tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
-        checkpoints.save_async(step, tensors, {**about, "optimizer": groups})
-        if is_last:
-            checkpoints.wait()
-
-    def restore(self, checkpoints: CheckpointStore, ranks: Ranks) -> int:
-        """Load the newest whole checkpoint, the same on every rank; returns its step or 0."""
-        found = checkpoints.newest()
-        step = _agree_on_step(0 if found is None else found.step, ranks)
-        if step == 0:
-            return 0
-        if found is None or found.step != step:
-            found = checkpoints.load(step)
-        self.module.load_state_dict(_under(found.tensors, "module."))
-        self.average.load_state_dict(_under(found.tensors, "average."))
-        flat = _under(found.tensors, "optimizer.")
-        self.optimizer.load_state_dict(unflatten_optimizer(flat, found.about["optimizer"]))
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        at = {"last_epoch": step, "_last_lr": rates}
-        self.schedule.load_state_dict(self.schedule.state_dict() | at)
-        logger.info("event=resumed step=%d", step)
-        return step
-
-
-class _Clock:
-    """Rates since the last lap."""
-
-    def __init__(self, data_wait_s: Callable[[], float]) -> None:
-        self._data_wait_s = data_wait_s
-        self._start = time.perf_counter()
-        self._wait = data_wait_s()
-        self._step = 0
-
-    def lap(self, step: int, cells_per_step: int) -> dict[str, float]:
-        now, wait = time.perf_counter(), self._data_wait_s()
-        elapsed, n_steps = now - self._start, max(1, step - self._step)
-        values = {
-            "time/step_s": elapsed / n_steps,
-            "time/data_wait_share": (wait - self._wait) / elapsed,
-            "data/cells_per_s": n_steps * cells_per_step / elapsed,
-        }
-        self._start, self._wait, self._step = now, wait, step
-        return values
-
-
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
@@ -275,22 +304,3 @@ def _divergence(stage: str, step: int, loss: Loss) -> str:
         f"loss); nothing was updated. Lower {stage}.optim.lr, or look at these cells, and run "
         "again: training continues from the last checkpoint"
     )
-
-
-def _agree_on_step(step: int, ranks: Ranks) -> int:
-    """The smallest step every rank can see: storage may show a new file to some ranks first."""
-    if ranks.world_size == 1:
-        return step
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    value = torch.tensor(step, dtype=torch.int64, device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MIN)
-    return int(value)
-
-
-def _barrier(ranks: Ranks) -> None:
-    if ranks.world_size > 1:
-        dist.barrier()
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

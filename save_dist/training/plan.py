@@ -44,6 +44,7 @@ class TrainPlan:
         """Identity of a stage: all that decides its weights, the stages it builds on among them.
 
         Intervals of logging and checkpoints, the cache and the number of ranks are not in it.
+        Stopping is if it decides anything; then the interval of validation does, too.
         """
         stream = self.training.stream.model_dump(mode="json", exclude={"cache_bytes", "cache_dir"})
         facts = {
@@ -52,6 +53,10 @@ class TrainPlan:
             "vae": self.vae.model_dump(mode="json"),
             "vocabulary": self.vocabulary_hash,
         }
+        stopping = self.training.stopping
+        if stopping.patience is not None or stopping.export == "best":
+            every = self.training.validate_every_steps
+            facts["stopping"] = {"every": every, **stopping.model_dump(mode="json")}
         for own in ("flow", "reflow") if stage == "reflow" else (stage,):
             facts[own] = self.section(own).model_dump(mode="json")
         return digest(facts)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from save_dist.config.schema import (
     OptimConfig,
 )
 from save_dist.core.durable import digest
+from save_dist.core.errors import CheckpointError
 from save_dist.data.cache import ensure_cache
 from save_dist.data.partition import StreamPlan
 from save_dist.data.source import SomaSource
@@ -25,36 +25,45 @@ from save_dist.stores.transports import make_transport_velocity, pair_codes
 from save_dist.stores.vocabulary import RunVocabulary, load_vocabulary
 from save_dist.training.additive import additive_effects
 from save_dist.training.latents import LatentStream, encode_cells, latent_scale
-from save_dist.training.loop import FitInput, Ranks, Reporter, fit
+from save_dist.training.loop import ALONE, FitInput, Reporter, Supervisor, fit
 from save_dist.training.plan import TrainPlan, make_balance, make_stream_plan
+from save_dist.training.ranks import Ranks, barrier
 from save_dist.training.reflow import ReflowStage
+from save_dist.training.standing import is_finished, standing_of
 from save_dist.training.steps import Draws, FlowStage, VaeStage
 from save_dist.training.transport import PairSampler, TransportStage, TransportStream
-from save_dist.training.validation import VaeValidation
+from save_dist.training.validation import FlowValidation, VaeValidation
 from save_dist.vocab.transports import Pair, check_pairs, control_pairs, reference_codes
 
 logger = logging.getLogger(__name__)
 
 
-def run_stages(plan: TrainPlan, ranks: Ranks, reporter: Reporter, device: torch.device) -> None:
+def run_stages(
+    plan: TrainPlan,
+    ranks: Ranks,
+    reporter: Reporter,
+    device: torch.device,
+    supervisor: Supervisor = ALONE,
+) -> None:
     """Train what `plan.training.stages` names; finished stages return at once.
 
     Raises:
         CheckpointError: if checkpoints of another configuration stand in the way.
         DivergedError: on a non-finite loss.
+        StoppedError: if the supervisor asked for an end; what was trained is saved.
     """
     vocabulary = load_vocabulary(plan.paths.vocab)
     if "vae" in plan.training.stages:
-        train_vae(plan, vocabulary, ranks, reporter, device)
+        train_vae(plan, vocabulary, ranks, reporter, device, supervisor)
     if set(plan.training.stages) <= {"vae"}:
         return
     store = encode(plan, vocabulary, ranks, device)
     if "flow" in plan.training.stages:
-        train_flow(plan, vocabulary, store, ranks, reporter, device)
+        train_flow(plan, vocabulary, store, ranks, reporter, device, supervisor)
     if "reflow" in plan.training.stages:
-        train_reflow(plan, vocabulary, store, ranks, reporter, device)
+        train_reflow(plan, vocabulary, store, ranks, reporter, device, supervisor)
     if "transport" in plan.training.stages:
-        train_transport(plan, vocabulary, store, ranks, reporter, device)
+        train_transport(plan, vocabulary, store, ranks, reporter, device, supervisor)
 
 
 def train_vae(
@@ -63,6 +72,7 @@ def train_vae(
     ranks: Ranks,
     reporter: Reporter,
     device: torch.device,
+    supervisor: Supervisor = ALONE,
 ) -> None:
     """SOMA store -> VAE checkpoints."""
     index = vocabulary.index.where(TRAIN)
@@ -83,9 +93,8 @@ def train_vae(
             stream.batches,
             _cells_per_rank(plan.vae.optim, ranks),
             VaeValidation(vocabulary, plan, device).losses if ranks.is_first else None,
-            lambda: stream.wait_s,
         )
-        _fit(plan, inputs, plan.vae.optim, ranks, reporter)
+        _fit(plan, inputs, plan.vae.optim, ranks, reporter, supervisor)
 
 
 def local_cache(plan: TrainPlan, vocabulary: RunVocabulary, index: CellIndex) -> Path | None:
@@ -127,6 +136,7 @@ def train_flow(
     ranks: Ranks,
     reporter: Reporter,
     device: torch.device,
+    supervisor: Supervisor = ALONE,
 ) -> None:
     """Latents -> flow checkpoints."""
     index = vocabulary.index.where(TRAIN)
@@ -137,14 +147,13 @@ def train_flow(
         module.centre.set_effects(torch.from_numpy(effects))
     stage = FlowStage(module.to(device), plan.flow, scale, _draws(plan, stream_plan))
     stream = LatentStream(store, index, stream_plan, ranks, make_balance(plan, index))
-    inputs = FitInput(
-        stage,
-        stream.batches,
-        _cells_per_rank(plan.flow.optim, ranks),
-        None,
-        lambda: stream.wait_s,
-    )
-    _fit(plan, inputs, plan.flow.optim, ranks, reporter)
+    validation = None
+    if ranks.is_first:
+        vae = load_vae(plan, vocabulary).to(device)
+        validation = FlowValidation(vae, vocabulary, plan, scale).losses
+    cells_per_rank = _cells_per_rank(plan.flow.optim, ranks)
+    inputs = FitInput(stage, stream.batches, cells_per_rank, validation)
+    _fit(plan, inputs, plan.flow.optim, ranks, reporter, supervisor)
 
 
 def train_reflow(
@@ -154,6 +163,7 @@ def train_reflow(
     ranks: Ranks,
     reporter: Reporter,
     device: torch.device,
+    supervisor: Supervisor = ALONE,
 ) -> None:
     """Trained flow -> reflow checkpoints; of the latents' minibatches, the conditions alone."""
     index, config = vocabulary.index.where(TRAIN), plan.reflow
@@ -163,8 +173,8 @@ def train_reflow(
     stage = ReflowStage(module.train(), teacher, config, plan.flow.mask, draws)
     stream = LatentStream(store, index, stream_plan, ranks)
     cells_per_rank = _cells_per_rank(config.optim, ranks)
-    inputs = FitInput(stage, stream.batches, cells_per_rank, None, lambda: stream.wait_s)
-    _fit(plan, inputs, config.optim, ranks, reporter)
+    inputs = FitInput(stage, stream.batches, cells_per_rank, None)
+    _fit(plan, inputs, config.optim, ranks, reporter, supervisor)
 
 
 def train_transport(
@@ -174,6 +184,7 @@ def train_transport(
     ranks: Ranks,
     reporter: Reporter,
     device: torch.device,
+    supervisor: Supervisor = ALONE,
 ) -> None:
     """Latents of control and other cells -> transport checkpoints."""
     index, config = vocabulary.index.where(TRAIN), plan.transport
@@ -196,8 +207,8 @@ def train_transport(
     module = make_transport(plan, vocabulary).to(device)
     stage = TransportStage(module, config, latent_scale(store), _draws(plan, stream_plan))
     cells_per_rank = _cells_per_rank(config.optim, ranks)
-    inputs = FitInput(stage, stream.batches, cells_per_rank, None, lambda: 0.0)
-    _fit(plan, inputs, config.optim, ranks, reporter)
+    inputs = FitInput(stage, stream.batches, cells_per_rank, None)
+    _fit(plan, inputs, config.optim, ranks, reporter, supervisor)
 
 
 def transport_pairs(plan: TrainPlan, vocabulary: RunVocabulary) -> tuple[Pair, ...]:
@@ -277,20 +288,32 @@ def read_checkpoints(plan: TrainPlan, stage: str) -> CheckpointStore:
 
 
 def finished(plan: TrainPlan, stage: str) -> Checkpoint:
-    """The last checkpoint of a stage that must have run.
+    """The weights of a stage that must have run: its last ones, or its best if those are wanted.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if it has not finished, or the checkpoint is not whole.
     """
     with read_checkpoints(plan, stage) as checkpoints:
-        return checkpoints.load(plan.section(stage).optim.n_steps)
+        last = checkpoints.newest()
+        if last is None or not is_finished(last.step, last.about, _n_steps(plan, stage)):
+            raise CheckpointError(
+                f"{plan.paths.checkpoints(stage)} has no checkpoint of the finished stage {stage}; "
+                "run `save-dist train` with this run.dir first"
+            )
+        best = standing_of(last.about)
+        if plan.training.stopping.export == "last" or best.best_loss is None:
+            return last
+        return last if best.best_step == last.step else checkpoints.load(best.best_step)
 
 
-def steps_done(plan: TrainPlan, stage: str) -> int:
-    """Optimiser steps that the stage's newest whole checkpoint holds; 0 without one."""
+def steps_left(plan: TrainPlan, stage: str) -> int:
+    """Optimiser steps that the stage still needs after its newest whole checkpoint."""
     with read_checkpoints(plan, stage) as checkpoints:
         found = checkpoints.newest()
-    return 0 if found is None else found.step
+    n_steps = _n_steps(plan, stage)
+    if found is None:
+        return n_steps
+    return 0 if is_finished(found.step, found.about, n_steps) else n_steps - found.step
 
 
 def averaged_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -301,18 +324,13 @@ def averaged_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     }
 
 
-def barrier(ranks: Ranks) -> None:
-    """Wait for all ranks."""
-    if ranks.world_size > 1:
-        dist.barrier()
-
-
 def _fit(
     plan: TrainPlan,
     inputs: FitInput,  # type: ignore[type-arg]  # any stage's minibatch
     optim: OptimConfig,
     ranks: Ranks,
     reporter: Reporter,
+    supervisor: Supervisor,
 ) -> None:
     name = inputs.stage.name
     folder, keep = plan.paths.checkpoints(name), plan.training.checkpoint.keep
@@ -321,7 +339,7 @@ def _fit(
     make = CheckpointStore.open if ranks.is_first else CheckpointStore
     with make(folder, keep, expect=expect) as checkpoints:
         about = {"config_hash": expect, "stage": name}
-        fit(inputs, optim, plan.training, checkpoints, reporter, ranks, about)
+        fit(inputs, optim, plan.training, checkpoints, reporter, ranks, about, supervisor)
 
 
 def _draws(plan: TrainPlan, stream_plan: StreamPlan) -> Draws:
@@ -330,3 +348,7 @@ def _draws(plan: TrainPlan, stream_plan: StreamPlan) -> Draws:
 
 def _cells_per_rank(optim: OptimConfig, ranks: Ranks) -> int:
     return optim.cells_per_step // ranks.world_size
+
+
+def _n_steps(plan: TrainPlan, stage: str) -> int:
+    return plan.section(stage).optim.n_steps

@@ -10,7 +10,7 @@ from save_dist.cli import run_job
 from save_dist.config.schema import SolverConfig
 from save_dist.pipelines import train as train_pipeline
 from save_dist.stores.bundle import load_bundle
-from save_dist.training.loop import Ranks
+from save_dist.training.ranks import Ranks
 from save_dist.training.run import run_stages
 
 pytestmark = pytest.mark.slow

@@ -56,6 +56,9 @@ class ClusterConfig(Section):
     n_workers: Positive = 2
     """Training processes (DDP ranks), and the most sampling actors, input files, or parts of a
     statistics pass at once."""
+    min_workers: Positive | None = None
+    """Fewest training processes to go on with when machines are lost; training grows again when
+    they are back. Null: it waits until there are n_workers."""
     cpus_per_worker: float = Field(1, gt=0)
     """CPUs reserved per worker; also its number of torch threads on CPU."""
     gpus_per_worker: float = Field(0, ge=0)
@@ -63,7 +66,11 @@ class ClusterConfig(Section):
     max_failures: int = Field(3, ge=0)
     """Restarts of a failed worker group before the job gives up."""
     collective_timeout_s: float = Field(180, gt=0)
-    """Longest wait of a rank for the others before the group is restarted."""
+    """Longest duration of a training step on one rank, reading and waiting for the others
+    included, before the group is restarted."""
+    grace_s: float = Field(25, gt=0)
+    """How long training may take to save its state after SIGTERM; keep it below the time your
+    scheduler leaves between SIGTERM and SIGKILL (30 s on Kubernetes and Slurm)."""
     object_store_bytes: Positive = 200 * 2**20
     """Ray's shared memory on a private cluster; cells never pass through it."""
     dashboard: bool = False

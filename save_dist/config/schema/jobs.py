@@ -1,5 +1,7 @@
 """The roots, one per job, and what must hold between their sections."""
 
+import math
+
 from pydantic import model_validator
 
 from save_dist.config.schema.base import ClusterConfig, RunConfig, Section, TrackingConfig
@@ -185,6 +187,7 @@ def check_stages(
             f"training.stream.n_lanes={n_lanes} is not a multiple of "
             f"cluster.n_workers={cluster.n_workers}; use n_lanes: {4 * cluster.n_workers}"
         )
+    _check_elastic(cluster, n_lanes)
     optims = {"vae": vae.optim, "flow": flow.optim}
     if "reflow" in training.stages:
         optims["reflow"] = reflow.optim
@@ -203,3 +206,21 @@ def check_stages(
                 f"n_lanes * n_accumulation = {unit}; "
                 f"try {max(1, round(optim.cells_per_step / unit)) * unit}"
             )
+
+
+def _check_elastic(cluster: ClusterConfig, n_lanes: int) -> None:
+    """Whatever number of workers is there, they share the lanes evenly."""
+    if cluster.min_workers is None:
+        return
+    sizes = range(cluster.min_workers, cluster.n_workers + 1)
+    if not sizes:
+        raise ValueError(
+            f"cluster.min_workers={cluster.min_workers} is above "
+            f"cluster.n_workers={cluster.n_workers}; lower it"
+        )
+    if any(n_lanes % size for size in sizes):
+        raise ValueError(
+            f"training.stream.n_lanes={n_lanes} does not divide over every number of workers from "
+            f"cluster.min_workers={cluster.min_workers} to {cluster.n_workers}; use n_lanes: "
+            f"{math.lcm(*sizes)} or a multiple"
+        )

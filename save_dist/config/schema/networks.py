@@ -225,6 +225,18 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept."""
 
 
+class StoppingConfig(Section):
+    """What validation decides for the stages vae and flow. The loss compared is `val/loss`."""
+
+    patience: Positive | None = None
+    """Validations without a lower loss after which a stage ends; null: it takes all its steps."""
+    min_gain: float = Field(0.0, ge=0)
+    """How much lower a loss must be to count as lower. More: a stage ends earlier."""
+    export: Literal["last", "best"] = "last"
+    """Weights that the next stage and the exported model take. `best`: those of the lowest loss,
+    whose checkpoint is kept beside the newest ones."""
+
+
 class TrainingConfig(Section):
     """What all stages share."""
 
@@ -234,6 +246,10 @@ class TrainingConfig(Section):
     log_every_steps: Positive = 20
     """Steps between metric records."""
     validate_every_steps: Positive = 200
+    max_hours: float | None = Field(None, gt=0)
+    """Hours of training after which a job saves its state and ends with exit code 130; the same
+    command continues. Null: no limit."""
+    stopping: StoppingConfig = StoppingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     stream: StreamConfig = StreamConfig()
 

@@ -225,6 +225,17 @@ def test_accepted(make):
             id="lanes over ranks",
         ),
         pytest.param(
+            {"cluster": {"n_workers": 4, "min_workers": 2}},
+            r"n_lanes=4 does not divide over every number .* from cluster.min_workers=2 to 4; "
+            r"use n_lanes: 12",
+            id="lanes over elastic ranks",
+        ),
+        pytest.param(
+            {"cluster": {"n_workers": 2, "min_workers": 4}},
+            r"cluster.min_workers=4 is above cluster.n_workers=2",
+            id="elastic ranks reversed",
+        ),
+        pytest.param(
             {"vae": {"optim": {"cells_per_step": 250}}},
             r"vae.optim.cells_per_step=250 is not a multiple of n_lanes .* = 4; try 248",
             id="cells over lanes",

@@ -133,12 +133,6 @@ def test_steps_go_on_for_ever_unless_stopped(stream):
     assert steps == list(range(7, 37))
 
 
-def test_waiting_is_counted(stream):
-    before = stream.wait_s
-    list(stream.batches(0, 3))
-    assert before == 0 < stream.wait_s
-
-
 def test_leaving_the_loop_and_closing_stop_the_thread(stream):
     for batch in stream.batches():
         if batch.step == 4:

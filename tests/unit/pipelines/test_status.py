@@ -188,3 +188,11 @@ def test_cli_prints_stages_and_json(paths):
     assert f"{paths.root}: running, attempt 1, last sign of life 0." in done.stdout
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["run"]["state"] == "running"
+
+
+def test_a_stage_that_validation_ended_is_done(paths):
+    checkpoint(paths, "vae", 20)
+    about = {"standing": {"best_loss": 1.0, "best_step": 10, "is_over": True}}
+    write_json(paths.checkpoints("vae") / "step-00000020" / "about.json", about)
+    vae = stages(paths)["vae"]
+    assert (vae.state, vae.done, vae.durable) == ("done", 20, 20)

@@ -48,6 +48,15 @@ def test_only_the_newest_are_kept(store):
     assert store.steps() == [3, 4]
 
 
+def test_one_is_kept_beside_the_newest(store):
+    for step in (1, 2, 3, 4, 5):
+        store.save_async(step, tensors(step), ABOUT, keep_step=min(step, 2))
+    store.wait()
+    assert store.steps() == [2, 4, 5]
+    assert store.about(2) == ABOUT
+    assert store.about(3) == {}
+
+
 def test_a_torn_later_checkpoint_never_costs_a_good_one(store, tmp_path):
     store.save(300, tensors(300), ABOUT)
     shutil.copytree(tmp_path / "vae/step-00000300", tmp_path / "vae/step-00000900")

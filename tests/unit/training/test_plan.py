@@ -32,7 +32,8 @@ def make_plan(**changes):
         ({"flow": FlowConfig(centre="additive")}, ("flow", "reflow")),
         ({"reflow": ReflowConfig(n_times=2)}, ("reflow",)),
         ({"transport": TransportConfig(columns=["donor"])}, ("transport",)),
-        ({"training": TrainingConfig(log_every_steps=3)}, ()),
+        ({"training": TrainingConfig(log_every_steps=3, max_hours=1.0)}, ()),
+        ({"training": TrainingConfig(stopping={"patience": 3})}, STAGES),
     ],
     ids=lambda value: " ".join(value) or "none",
 )

@@ -20,7 +20,8 @@ from save_dist.flow.solver import integrate
 from save_dist.models.velocity import Velocity
 from save_dist.stores.checkpoint import CheckpointStore
 from save_dist.training.latents import LatentBatch
-from save_dist.training.loop import FitInput, Ranks, fit
+from save_dist.training.loop import FitInput, fit
+from save_dist.training.ranks import Ranks
 from save_dist.training.reflow import ReflowStage
 from save_dist.training.steps import Draws
 
@@ -85,7 +86,7 @@ def train(folder, n_steps=CONFIG.optim.n_steps, stop_at=None):
     def minibatches(start, stop):
         return itertools.islice(map(minibatch, range(start, stop)), stop_at)
 
-    inputs = FitInput(stage, minibatches, N_LANES * PER_LANE, None, lambda: 0.0)
+    inputs = FitInput(stage, minibatches, N_LANES * PER_LANE, None)
     training = TrainingConfig(log_every_steps=50, checkpoint=CheckpointConfig(every_steps=10))
     with CheckpointStore.open(folder, 2, expect="h") as checkpoints:
         fit(inputs, optim, training, checkpoints, Silent(), Ranks(), {"config_hash": "h"})

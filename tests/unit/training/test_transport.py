@@ -16,7 +16,8 @@ from save_dist.stores.bundle import LatentScale
 from save_dist.stores.checkpoint import CheckpointStore
 from save_dist.stores.latents import LatentStore
 from save_dist.stores.transports import make_transport_velocity, pair_codes
-from save_dist.training.loop import FitInput, Ranks, fit
+from save_dist.training.loop import FitInput, fit
+from save_dist.training.ranks import Ranks
 from save_dist.training.steps import Draws
 from save_dist.training.transport import PairSampler, TransportStage, TransportStream
 from save_dist.vocab.conditions import ConditionVocabulary
@@ -93,7 +94,7 @@ def train(cells, folder, n_steps=CONFIG.optim.n_steps, stop_at=None, lanes=None,
     def minibatches(start, stop):
         return itertools.islice(stream.batches(start, stop), stop_at)
 
-    inputs = FitInput(stage, minibatches, N_LANES * PER_LANE, None, lambda: 0.0)
+    inputs = FitInput(stage, minibatches, N_LANES * PER_LANE, None)
     training = TrainingConfig(log_every_steps=50, checkpoint=CheckpointConfig(every_steps=10))
     with CheckpointStore.open(folder, 2, expect="h") as checkpoints:
         fit(inputs, optim, training, checkpoints, Silent(), Ranks(), {"config_hash": "h"})
