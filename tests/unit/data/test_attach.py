@@ -55,9 +55,8 @@ def write_frame(parent, name, top, columns):
         later.write(table)
 
 
-def write_census(root, version="2025-01-30"):
-    """census_data/homo_sapiens of a Census, below root/version."""
-    ids = joinids()
+def write_census(root, version, ids):
+    """census_data/homo_sapiens of a Census of these cells, below root/version."""
     tiles = {f"soma_dim_{i}": {"tile": 2048} for i in (0, 1)}
     options = tiledbsoma.TileDBCreateOptions(dims=tiles, capacity=2**16, allows_duplicates=True)
     (root / version).mkdir(parents=True)
@@ -92,7 +91,7 @@ def write_census(root, version="2025-01-30"):
 @pytest.fixture(scope="module")
 def census_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("census")
-    write_census(root)
+    write_census(root, "2025-01-30", joinids())
     return root
 
 
@@ -225,24 +224,47 @@ def test_configurations_refused(settings, message):
 # ---------------------------------------------------------------- through cellxgene_census
 
 
-@pytest.fixture
-def census_package(census_root, monkeypatch):
-    """Stands in for cellxgene_census: `stable` is the version on disk."""
+def stand_in(monkeypatch, root, stable):
+    """In the place of cellxgene_census: the versions below `root`, one of them called `stable`."""
+    versions = {place.name: place.name for place in root.iterdir()} | {"stable": stable}
 
     def open_soma(*, census_version):
-        versions = {"stable": "2025-01-30", "2025-01-30": "2025-01-30"}
         if census_version == "2024-07-01":
             raise ConnectionError("no network")
         if census_version not in versions:
             raise ValueError(f'The "{census_version}" Census version is not valid.')
         settings = {"vfs.s3.region": "us-west-2", "vfs.s3.no_sign_request": "true"}
         context = tiledbsoma.SOMATileDBContext(tiledb_config=settings)
-        place = census_root / versions[census_version] / "soma"
+        place = root / versions[census_version] / "soma"
         return tiledbsoma.Collection.open(str(place), context=context)
 
     package = types.ModuleType("cellxgene_census")
     package.open_soma = open_soma
     monkeypatch.setitem(sys.modules, "cellxgene_census", package)
+
+
+@pytest.fixture
+def census_package(census_root, monkeypatch):
+    stand_in(monkeypatch, census_root, "2025-01-30")
+
+
+def test_a_pinned_census_is_read_beside_a_newer_one(census_root, tmp_path, monkeypatch):
+    (tmp_path / "2025-01-30").symlink_to(census_root / "2025-01-30")
+    newer_ids = joinids()[:200] * 2
+    write_census(tmp_path, "2025-11-08", newer_ids)
+    locators = []
+    for stable in ("2025-01-30", "2025-11-08"):
+        stand_in(monkeypatch, tmp_path, stable)
+        locators.append(attach(SourceConfig(census="stable"), COLUMNS, NOW).locator)
+    again = attach(SourceConfig(census="2025-01-30"), COLUMNS, NOW).locator
+    assert again == locators[0] != locators[1]
+    for locator, ids in zip(locators, (joinids(), newer_ids), strict=True):
+        want = ids[is_primary(ids)]
+        with SomaSource(locator) as source:
+            assert np.array_equal(source.joinids, want)
+            csr = source.read_counts(want)
+        assert np.array_equal(np.diff(csr.indptr), np.count_nonzero(counts_of(want), axis=1))
+        assert np.array_equal(csr.counts, counts_of(want)[counts_of(want) > 0])
 
 
 @pytest.mark.usefixtures("census_package")

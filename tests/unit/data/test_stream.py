@@ -1,3 +1,4 @@
+import json
 import logging
 import subprocess
 import sys
@@ -188,6 +189,47 @@ def test_a_process_may_end_with_a_stream_open(make_cells):
         [sys.executable, "-c", script, cells.locator.uri], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+# Imports are paid for once: the ranks are forked before anything has used TileDB.
+TWO_RANKS = """
+import json, os, sys
+from pathlib import Path
+import numpy as np
+from save_dist.data.partition import StreamPlan
+from save_dist.data.source import SomaSource, StoreLocator
+from save_dist.data.splits import CellIndex
+from save_dist.data.stream import CellStream
+
+def run(rank, locator, place):
+    with SomaSource(locator) as source:
+        ids = source.joinids
+    index = CellIndex(ids, np.zeros((ids.size, 1), np.int16), np.zeros(ids.size, np.uint8))
+    plan = StreamPlan(ids.size, 32, 16, 4, n_lanes=4, seed=3)
+    with CellStream(locator, index, np.arange(20), plan, rank=rank, world_size=2) as stream:
+        batches = list(stream.batches(0, plan.n_steps_per_epoch))
+    cells = {n: np.concatenate([getattr(b, n) for b in batches]) for n in ("joinids", "counts")}
+    (place / f"{rank}.json").write_text(json.dumps({n: a.tolist() for n, a in cells.items()}))
+
+for rank in (0, 1):
+    if os.fork() == 0:
+        run(rank, StoreLocator(sys.argv[1]), Path(sys.argv[2]))
+        os._exit(0)
+sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)))
+"""
+
+
+def test_two_ranks_in_two_processes_cover_exactly_the_store(make_cells, tmp_path):
+    cells = make_cells(encoded_counts(np.arange(320) * 2, 20))
+    command = [sys.executable, "-c", TWO_RANKS, cells.locator.uri, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [len(rank["joinids"]) for rank in found] == [160, 160]
+    ids = np.concatenate([rank["joinids"] for rank in found])
+    assert np.array_equal(np.sort(ids), cells.index.joinids)
+    counts = np.concatenate([rank["counts"] for rank in found])
+    assert np.array_equal(counts, encoded_counts(ids, 20))
 
 
 @pytest.mark.parametrize("rows_per_read", [1, 100, 800, 5000])
