@@ -51,6 +51,7 @@ from save_dist.config.schema.networks import (
     VelocityConfig,
 )
 from save_dist.config.schema.results import (
+    MAX_CHUNK,
     CellTable,
     ComposeConfig,
     ConditionCells,
@@ -64,6 +65,7 @@ from save_dist.config.schema.results import (
 )
 
 __all__ = [
+    "MAX_CHUNK",
     "BlocksConfig",
     "BlocksJob",
     "CellTable",
