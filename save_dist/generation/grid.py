@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from save_dist.config.load import resolved
-from save_dist.config.schema import FromFile, GridConfig, OutputConfig
+from save_dist.config.schema import MAX_CHUNK, FromFile, GridConfig, OutputConfig
 from save_dist.core.durable import digest
 from save_dist.core.errors import AtlasError, ConfigError, listed
 from save_dist.generation.combinations import Combinations
@@ -102,6 +102,20 @@ class GridPlan:
         """Parts; the last may be short."""
         return -(-self.n_cells // self.output.cells_per_part)
 
+    @property
+    def cells_per_chunk(self) -> int:
+        """As set, or by the cells of a mean condition of the first grid: growing changes no chunk.
+
+        A condition of n cells lies in chunks of at most n + 2 * size rows; their index in the file
+        of a part takes 16 bytes a chunk, hence the lower bound.
+        """
+        if self.output.cells_per_chunk is not None:
+            return self.output.cells_per_chunk
+        first = self.rows.stretches[0]
+        per_condition = first.amounts.n_cells / first.conditions.size
+        sizes = (MAX_CHUNK, MAX_CHUNK // 2)
+        return next((size for size in sizes if 2 * size <= per_condition), MAX_CHUNK // 4)
+
     @cached_property
     def hash(self) -> str:
         """Identity of every cell of the atlas and of its place."""
@@ -151,7 +165,7 @@ class GridPlan:
         return AtlasLayout(
             n_cells=self.n_cells,
             cells_per_part=self.output.cells_per_part,
-            cells_per_chunk=self.output.cells_per_chunk,
+            cells_per_chunk=self.cells_per_chunk,
             gene_ids=self.gene_ids,
             layers=tuple(self.output.layers),
             n_latent=self.model.n_latent if self.output.latents else 0,

@@ -52,6 +52,7 @@ from save_dist.config.schema.networks import (
     VelocityConfig,
 )
 from save_dist.config.schema.results import (
+    MAX_CHUNK,
     CellTable,
     ComposeConfig,
     ConditionCells,
@@ -65,6 +66,7 @@ from save_dist.config.schema.results import (
 )
 
 __all__ = [
+    "MAX_CHUNK",
     "BlocksConfig",
     "BlocksJob",
     "CellTable",

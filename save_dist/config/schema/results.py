@@ -129,13 +129,18 @@ class GridConfig(Section):
         return self
 
 
+MAX_CHUNK = 128
+"""Most rows of a chunk whose size is not set; smaller ones are halves of it."""
+
+
 class OutputConfig(Section):
     """The layout of the atlas store."""
 
     cells_per_part: Positive = 16_384
     """Rows of one part = one shard file = one task. Aim at 2-5 s of sampling or more."""
-    cells_per_chunk: Positive = 128
-    """Rows decompressed together when the atlas is read."""
+    cells_per_chunk: Positive | None = None
+    """Rows decompressed together when the atlas is read; null: at most half the cells of a mean
+    condition, between 32 and 128, so that reading one touches little more than its own cells."""
     cells_per_minibatch: Positive = 512
     """Cells sampled at once; part of the plan, since sums in another order change last bits."""
     genes: list[str] | FromFile | None = None
@@ -147,11 +152,12 @@ class OutputConfig(Section):
 
     @model_validator(mode="after")
     def _part_holds_whole_chunks(self) -> "OutputConfig":
-        if self.cells_per_part % self.cells_per_chunk:
+        size = self.cells_per_chunk or MAX_CHUNK
+        if self.cells_per_part % size:
+            of = "output.cells_per_chunk=" if self.cells_per_chunk else ""
             raise ValueError(
-                f"output.cells_per_part={self.cells_per_part} is not a multiple of "
-                f"output.cells_per_chunk={self.cells_per_chunk}; "
-                f"try {self.cells_per_chunk * 128}"
+                f"output.cells_per_part={self.cells_per_part} is not a multiple of {of}{size}; "
+                f"try {size * 128}{'' if of else ', or set output.cells_per_chunk'}"
             )
         return self
 

@@ -91,6 +91,14 @@ def test_anything_else_is_refused_with_both_hashes(change, reason):
     assert before.hash in str(error.value) and asked.hash in str(error.value)
 
 
+def test_an_extension_keeps_the_chunks():
+    """However many cells a condition has by then."""
+    before = plan(**{**B, "output": OutputConfig()})
+    after = continued(before, plan(cells_per_condition=1000, output=OutputConfig()))
+    assert plan(cells_per_condition=1000, output=OutputConfig()).cells_per_chunk == 128
+    assert after.layout().cells_per_chunk == before.layout().cells_per_chunk == 32
+
+
 def test_an_extension_takes_nothing_back():
     """What was added may not be left out by the next grid."""
     after = continued(plan(**B), plan(cells_per_condition=6))

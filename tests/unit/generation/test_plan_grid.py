@@ -277,3 +277,24 @@ def test_a_million_conditions_may_be_listed():
     assert found.part(found.n_parts - 1).segments[-1].codes == (99, 99, 99)
     assert found.conditions.rows.dtype == np.int16
     assert time.process_time() - start_s < 10
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "expected"),
+    [(1, 32), (64, 32), (127, 32), (128, 64), (255, 64), (256, 128), (10_000, 128)],
+)
+def test_chunks_are_at_most_half_a_condition(n_cells, expected):
+    found = plan(GridConfig(cells_per_condition=n_cells), OutputConfig())
+    assert found.layout().cells_per_chunk == found.cells_per_chunk == expected
+    if n_cells < 64:
+        return
+    starts = np.arange(expected)  # every way in which a condition may lie in its chunks
+    touched = (-(-(starts + n_cells) // expected)) * expected
+    assert touched.max() <= 2 * n_cells
+
+
+def test_chunks_follow_the_mean_condition_unless_they_are_set():
+    cells = [{"n": 300}, {"condition": {"cell_type": "T"}, "n": 30}]  # 4 of 300, 2 of 30: 210
+    assert plan(GridConfig(cells_per_condition=cells), OutputConfig()).cells_per_chunk == 64
+    fixed = OutputConfig(cells_per_chunk=16)
+    assert plan(GridConfig(cells_per_condition=cells), fixed).cells_per_chunk == 16
