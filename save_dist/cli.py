@@ -28,6 +28,7 @@ from save_dist.core import lease
 from save_dist.core.durable import write_bytes, write_json
 from save_dist.core.errors import ConfigError, InfrastructureError, PartialError, SaveDistError
 from save_dist.core.paths import RunPaths
+from save_dist.core.redaction import RedactingFormatter, redact
 from save_dist.data.simulated_files import Form
 from save_dist.data.truth import SimulationConfig
 from save_dist.pipelines import data_doctor, schedule, verbs
@@ -359,16 +360,16 @@ def _ending(work: Callable[[], Summary], summary: Summary, *, writes_result: boo
     try:
         summary |= work()
     except SaveDistError as e:
-        code = e.exit_code
-        summary |= {"status": "partial" if code == PARTIAL else "failed", "error": str(e)}
-        sys.stderr.write(f"error: {e}\n")
+        code, text = e.exit_code, redact(str(e))
+        summary |= {"status": "partial" if code == PARTIAL else "failed", "error": text}
+        sys.stderr.write(f"error: {text}\n")
     except (KeyboardInterrupt, SystemExit):
         code = STOPPED
         summary |= {"status": "stopped", "error": "stopped by a signal; run again to continue"}
     except Exception as e:  # noqa: BLE001  # the last place that can say how the job ended
         code = InfrastructureError.exit_code
-        summary |= {"status": "failed", "error": f"unexpected {type(e).__name__}: {e}"}
-        sys.stderr.write(traceback.format_exc())
+        summary |= {"status": "failed", "error": redact(f"unexpected {type(e).__name__}: {e}")}
+        sys.stderr.write(redact(traceback.format_exc()))
     summary |= {"exit_code": code, "seconds": round(time.monotonic() - started, 1)}
     if writes_result and "run_dir" in summary:
         with contextlib.suppress(InfrastructureError):  # the summary is on stdout as well
@@ -415,7 +416,9 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
 def _configure_logging() -> None:
     level = os.environ.get("SAVE_DIST_LOG", "WARNING").upper()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("save_dist").setLevel(level)
 
 
