@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from save_dist.config import schema
 from save_dist.core.durable import digest
 from save_dist.core.errors import ConfigError, listed
+from save_dist.core.paths import in_package
 from save_dist.core.redaction import redact
 
 Job = TypeVar("Job", bound=schema.JobConfig)
@@ -109,7 +110,8 @@ def load(root: type[Job], path: Path, overrides: Sequence[str] = ()) -> Job:
 
     Args:
         root: schema of the job.
-        path: YAML file; its `extends: [FILE, ...]` are read first, relative to it.
+        path: YAML file, or `package:NAME/PATH`, e.g. package:save_dist/presets/demo/pipeline.yaml;
+            its `extends: [FILE, ...]` are read first, relative to it.
         overrides: `dotted.key=value` pairs, values in YAML.
 
     Raises:
@@ -144,6 +146,7 @@ def read_yaml(path: Path, _readers: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: if a file is absent, no mapping, or extends itself.
     """
+    path = in_package(str(path)) or path
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist (working folder: {Path.cwd()})")
     if path.resolve() in _readers:

@@ -70,6 +70,10 @@ def children(folder: Path, environment: Mapping[str, str]) -> Iterator[Children]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield Children(folder, environment)
+    except BaseException as e:
+        for log in sorted(folder.glob("*.log")):
+            e.add_note(f"end of {log.name}:\n{log.read_text(errors='replace')[-2000:]}")
+        raise
     finally:
         end_descendants()
 

@@ -24,7 +24,7 @@ from typing import Any
 from browser import VARIABLE, compare_runs, find_chromium
 from network import enter_private_network
 from processes import Child, Children, children, clean_environment, descendants, wait_until
-from services import ADMIN, Cluster, Mlflow, start_cluster, start_mlflow
+from services import ADMIN, PATIENCE, START_S, Cluster, Mlflow, start_cluster, start_mlflow
 from tracking import check_tracking, experiment_id
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ VERBS = ["ingest", "blocks", "train", "generate", "evaluate"]
 N_NODES = 2
 N_PARTS_BEFORE = 3
 """Finished parts after which a node dies."""
-JOB_LIMIT_S = 300.0
+JOB_LIMIT_S = 600.0
 GRID = ["grid.cells_per_condition=4096", "output.cells_per_part=512"]
 """48 parts, long enough for a node to die among them."""
 
@@ -66,6 +66,7 @@ def main() -> int:
             verify_atlas(site)
             compared = check_tracking(site.mlflow, EXPERIMENT, site.run, VERBS)
             say("MLflow: runs, metrics and figures are there")
+            check_secrets(site)
             look(site, compared)
         assert not descendants(), descendants()
         say("no process is left")
@@ -84,6 +85,7 @@ def make_environment(folder: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        **PATIENCE,
         "MLFLOW_TRACKING_USERNAME": ADMIN,
         "MLFLOW_TRACKING_PASSWORD": secrets.token_hex(16),
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -95,10 +97,12 @@ def make_environment(folder: Path) -> dict[str, str]:
 
 def open_site(folder: Path, environment: dict[str, str], started: Children) -> Site:
     """Server and cluster, both answering."""
-    mlflow, server = start_mlflow(started, environment["MLFLOW_TRACKING_PASSWORD"])
+    begun = time.monotonic()
     cluster = start_cluster(started, N_NODES)
-    say("Ray: a head and two nodes are starting; MLflow: a server with a login is starting")
-    wait_until(lambda: _is_up(mlflow), "MLflow", [server], 180.0)
+    say(f"Ray: a head and {N_NODES} nodes are up after {time.monotonic() - begun:.0f} s")
+    mlflow, server = start_mlflow(started, environment["MLFLOW_TRACKING_PASSWORD"])
+    wait_until(lambda: _is_up(mlflow), "MLflow", [server, cluster.head], START_S)
+    say(f"MLflow: takes its login after {time.monotonic() - begun:.0f} s")
     return Site(folder, folder / "run", environment, cluster, mlflow)
 
 
@@ -161,6 +165,16 @@ def node_dying(site: Site) -> Iterator[None]:
 def verify_atlas(site: Site) -> None:
     """Every byte of the atlas against its receipts, three parts sampled again."""
     command(site, "verify", str(site.run / "atlas.zarr"), "--resample", "3")
+
+
+def check_secrets(site: Site) -> None:
+    """Token and password stand in no file of run, server or Ray, logs and databases included."""
+    token = site.folder / "token"
+    secrets_ = [token.read_bytes(), site.environment["MLFLOW_TRACKING_PASSWORD"].encode()]
+    files = [p for p in site.folder.rglob("*") if p.is_file() and p != token]
+    found = [str(p) for p in files if any(secret in p.read_bytes() for secret in secrets_)]
+    assert not found, f"secrets stand in {found}"
+    say(f"neither token nor password is in any of {len(files)} files")
 
 
 def look(site: Site, run_ids: list[str]) -> None:

@@ -15,9 +15,16 @@ from typing import Any
 
 from processes import Child, Children, answers, free_ports, wait_until
 
-START_S = 120.0
+START_S = 180.0
 OBJECT_STORE_BYTES = 100_000_000
 ADMIN = "admin"
+PATIENCE = {
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{START_S:.0f}",
+    "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": f"{START_S:.0f}",
+    "RAY_raylet_start_wait_time_s": f"{START_S:.0f}",
+    "RAY_agent_register_timeout_ms": f"{1000 * START_S:.0f}",
+}
+"""Ray gives its own processes a minute to start, and less, which two busy cores exceed."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +48,20 @@ def start_cluster(children: Children, n_nodes: int) -> Cluster:
         *(f"--dashboard-host={address}", f"--dashboard-port={dashboard}"),
     )
     cluster = Cluster(f"{address}:{gcs}", f"http://{address}:{dashboard}", head, [])
-    wait_until(lambda: answers(f"{cluster.dashboard}/api/version"), "Ray's head", [head], START_S)
+    wait_until(lambda: _has_started(head), "Ray's head", [head], START_S)
     for number in range(n_nodes):
         folder = children.folder / f"n{number}"
         command = _ray_start(folder, _address(number + 1), n_cpus=1)
         node = children.start(f"ray-node-{number}", *command, f"--address={cluster.gcs}")
         cluster.nodes.append(node)
+    everyone = [head, *cluster.nodes]
+    wait_until(lambda: all(map(_has_started, everyone)), "Ray's nodes", everyone, START_S)
+    assert answers(f"{cluster.dashboard}/api/version"), head.tail()
     return cluster
+
+
+def _has_started(process: Child) -> bool:
+    return "Ray runtime started" in process.log.read_text(errors="replace")
 
 
 def _address(number: int) -> str:
@@ -55,13 +69,13 @@ def _address(number: int) -> str:
 
 
 def _ray_start(folder: Path, address: str, n_cpus: int) -> list[str]:
-    agent, runtime_env, metrics, manager, raylet = free_ports(5)
+    agent, grpc, runtime_env, metrics, manager, raylet = free_ports(6)
     return [
         *("ray", "start", "--block", f"--node-ip-address={address}", f"--num-cpus={n_cpus}"),
         *(f"--temp-dir={folder}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
         *(f"--dashboard-agent-listen-port={agent}", f"--runtime-env-agent-port={runtime_env}"),
         *(f"--metrics-export-port={metrics}", f"--object-manager-port={manager}"),
-        f"--node-manager-port={raylet}",
+        *(f"--dashboard-agent-grpc-port={grpc}", f"--node-manager-port={raylet}"),
     ]
 
 
