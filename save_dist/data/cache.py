@@ -106,7 +106,9 @@ def open_cache(path: Path, key: str) -> PackedCells | None:
     """
     try:
         _check(path, key)
-        arrays = (np.load(path / name, mmap_mode="r") for name in (_INDPTR, _ENTRIES))
+        arrays = (
+            np.load(path / name, mmap_mode="r", allow_pickle=False) for name in (_INDPTR, _ENTRIES)
+        )
         return PackedCells(*(np.asarray(array) for array in arrays))
     except (CheckpointError, OSError, ValueError, KeyError) as e:
         logger.warning("event=cache_unusable path=%s reason=%s", path, e)

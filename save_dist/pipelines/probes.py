@@ -15,6 +15,7 @@ from save_dist.config.schema import BlocksJob, IngestJob, JobConfig, PipelineJob
 from save_dist.core.durable import verify_folder
 from save_dist.core.errors import SaveDistError
 from save_dist.core.paths import RunPaths
+from save_dist.core.redaction import redact
 from save_dist.data.attach import attach
 from save_dist.data.ingest import check_inputs
 from save_dist.data.source import SomaSource, StoreLocator
@@ -22,7 +23,6 @@ from save_dist.pipelines.checks import Check, TokenFile, check_stale_address
 from save_dist.pipelines.gene_vectors import check_embedding
 from save_dist.pipelines.ingest import attached
 from save_dist.stores.receipts import read_record
-from save_dist.tracking.tracker import redact
 
 MLFLOW_TIMEOUT_S = 3.0
 RAY_ADDRESS_FILE = Path("/tmp/ray/ray_current_cluster")  # noqa: S108 (Ray's own place)

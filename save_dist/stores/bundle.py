@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float32
 from numpy import ndarray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -141,6 +142,17 @@ def load_bundle(folder: Path, device: str = "cpu") -> ModelBundle:
     manifest = verify_folder(folder)
     if digest(manifest.get("about")) != manifest.get("about_digest"):
         raise CheckpointError(f"`about` in {folder}/manifest.json was altered; restore the file")
+    try:
+        return _read_bundle(folder, manifest, device)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        reason = " ".join(str(e).split())[:300]
+        raise CheckpointError(
+            f"{folder} matches its manifest, but is no model: {type(e).__name__}: {reason}; do "
+            "not use it, and ask where it comes from"
+        ) from e
+
+
+def _read_bundle(folder: Path, manifest: Mapping[str, Any], device: str) -> ModelBundle:
     facts = read_json(folder / "model.json")
     if facts["format"] != FORMAT:
         raise CheckpointError(

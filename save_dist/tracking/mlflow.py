@@ -16,8 +16,8 @@ from typing import IO, Any
 
 from save_dist.core.durable import digest
 from save_dist.core.errors import InfrastructureError
+from save_dist.core.redaction import redact
 from save_dist.tracking.replay import MirrorState, Replayer, read_chunk
-from save_dist.tracking.tracker import redact
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from save_dist.core.errors import InfrastructureError, StoppedError
+from save_dist.core.redaction import redact
 
 _log = logging.getLogger(__name__)
 
@@ -26,13 +26,6 @@ ROOT = "pipeline"
 
 Kind = Literal["start", "end", "params", "metrics", "tags", "artifact", "dataset"]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-# user:password@ of a URI, and query values whose name speaks of a secret
-_USERINFO = re.compile(r"(?<=://)[^/\s]+@")
-_SECRET_QUERY = re.compile(
-    r"([?&][\w.-]*(?:token|password|passwd|secret|signature|credential|api_?key)=)[^&\s]+",
-    re.IGNORECASE,
-)
 
 
 @runtime_checkable
@@ -193,15 +186,6 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
         else:
             out[f"{prefix}{key}"] = str(value)
     return out
-
-
-def redact(text: str) -> str:
-    """Text without the passwords and tokens that URIs may carry.
-
-    >>> redact("postgresql://me:pw@host/db?token=abc")
-    'postgresql://***@host/db?token=***'
-    """
-    return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
 def _redacted(value: Any) -> Any:

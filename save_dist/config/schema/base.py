@@ -3,12 +3,29 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from save_dist.core.redaction import holds_secret, redact
 
 Condition = dict[str, str]
 """One value per condition column, e.g. {"condition": "stim", "cell_type": "B"}."""
 
 Positive = Annotated[int, Field(gt=0)]
+
+
+def _without_secret(uri: str) -> str:
+    """Configurations are stored beside results and shown in MLflow, so they hold no secrets."""
+    if holds_secret(uri):
+        raise ValueError(
+            f"{redact(uri)} carries a password or token, and configurations are stored beside "
+            "results; take it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
+            "(a server), PGPASSFILE (Postgres) or AWS_SECRET_ACCESS_KEY (a store) instead"
+        )
+    return uri
+
+
+Uri = Annotated[str, AfterValidator(_without_secret)]
+"""A place that may be remote; a login in it is refused."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -41,7 +58,7 @@ class TrackingConfig(Section):
     """Where metrics go besides metrics.jsonl, which is always written."""
 
     backend: Literal["none", "mlflow"] = "mlflow"
-    uri: str | None = None
+    uri: Uri | None = None
     """MLflow server or database; null: sqlite file `mlflow.db` in the run folder."""
     experiment: str = "save"
     """MLflow experiment; runs of one experiment are compared with each other."""

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from save_dist.config.schema.base import Condition, Positive, Section, Share
+from save_dist.config.schema.base import Condition, Positive, Section, Share, Uri
 
 
 class InputConfig(Section):
@@ -76,7 +76,7 @@ class IngestConfig(Section):
 class SourceConfig(Section):
     """A SOMA experiment whose cells are used where they are, instead of ingested files."""
 
-    uri: str | None = None
+    uri: Uri | None = None
     """The experiment: a folder, or a URI such as s3://BUCKET/KEY, for which credentials come from
     the environment (AWS_ACCESS_KEY_ID, ...)."""
     census: str | None = None

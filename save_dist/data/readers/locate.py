@@ -1,6 +1,7 @@
 """Where an input is, of which kind it is, and what identifies its content."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from save_dist.data.readers.anndata import AnndataReader
 from save_dist.data.readers.base import CellReader
 
 _ZARR_FILES = ("zarr.json", ".zgroup")
+_PICKLE_CODEC = re.compile(r'"id"\s*:\s*"pickle"')
 _KINDS = (
     "an h5ad file, an AnnData-Zarr store, a 10x h5 file or a 10x folder (matrix.mtx, "
     "barcodes.tsv, features.tsv)"
@@ -82,11 +84,26 @@ def _of_folder(path: Path, layer: str | None, gene_column: str | None) -> CellRe
         return tenx.TenxFolderReader(path, gene_column)
     if not any((path / name).is_file() for name in _ZARR_FILES):
         raise DataError(f"folder {path} is no input that can be read; expected {_KINDS}")
+    _refuse_pickles(path)
     try:
         root = zarr.open_group(path, mode="r")
     except (OSError, ValueError, KeyError) as e:
         raise DataError(f"{path} is not a readable Zarr store: {e}") from e
     return AnndataReader(path, root, layer, gene_column)
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Of Zarr's codecs one runs code; none of its chunks may be decoded, in no version of Zarr.
+
+    Raises:
+        DataError: naming the array.
+    """
+    for place in (path / ".zmetadata", *path.rglob(".zarray")):
+        if place.is_file() and _PICKLE_CODEC.search(place.read_text(errors="replace")):
+            raise DataError(
+                f"{place} names the codec pickle, which runs code when it is read; do not read "
+                "this store with anything, and ask its maker for one without it"
+            )
 
 
 def _hdf5(path: Path) -> h5py.File:

@@ -101,7 +101,7 @@ def test_overrides_are_yaml(pair, values):
         pytest.param("run.seed", "is not of the form section.key=value", id="no sign"),
         pytest.param("=3", "is not of the form section.key=value", id="no key"),
         pytest.param("run..seed=3", "is not of the form section.key=value", id="empty part"),
-        pytest.param("run.seed=[1", "the value is not valid YAML", id="torn value"),
+        pytest.param("run.seed=[1", "cannot be read as YAML", id="torn value"),
     ],
 )
 def test_overrides_that_cannot_be_read(pair, text):

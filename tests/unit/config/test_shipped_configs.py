@@ -1,3 +1,4 @@
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,16 @@ def test_the_paper_preset_holds_the_papers_settings(place, value):
     for key in place.split("."):
         at = at[key]
     assert at == value
+
+
+def test_an_installed_copy_has_every_config():
+    project = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())
+    (pattern,) = project["tool"]["setuptools"]["package-data"]["save_dist"]
+    shipped = sorted((CONFIGS.parent / "save_dist").glob(pattern))
+    assert [path.resolve() for path in shipped] == FILES
+
+
+def test_a_config_of_the_package_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = load(JOBS["pipeline"], Path("package:save_dist/presets/demo/pipeline.yaml"))
+    assert named == job(CONFIGS / "demo" / "pipeline.yaml")

@@ -15,7 +15,6 @@ from save_dist.tracking.tracker import (
     open_journal,
     parse_record,
     read_records,
-    redact,
 )
 
 
@@ -174,24 +173,6 @@ def test_a_full_disk_is_an_infrastructure_error(journal, monkeypatch, write, tex
     monkeypatch.setattr(os, "write", write)
     with pytest.raises(InfrastructureError, match=text):
         journal.metrics({"a": 1.0}, 1)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        pytest.param("plain a@b text", "plain a@b text", id="no uri"),
-        pytest.param("sqlite:///a@b/c.db", "sqlite:///a@b/c.db", id="at in a path"),
-        pytest.param("see http://u:p@ss@h:1/x", "see http://***@h:1/x", id="user and password"),
-        pytest.param("https://tok@host", "https://***@host", id="token alone"),
-        pytest.param(
-            "s3://b/k?X-Amz-Signature=ab&v=1&auth_token=x",
-            "s3://b/k?X-Amz-Signature=***&v=1&auth_token=***",
-            id="query",
-        ),
-    ],
-)
-def test_redact(text, expected):
-    assert redact(text) == expected
 
 
 def test_nothing_secret_reaches_the_file(journal):

@@ -1,0 +1,70 @@
+"""What the MLflow server must know after the jobs, asked through its REST API."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from services import Mlflow
+
+LEAST_FIGURE_BYTES = 2_000
+
+
+def check_tracking(mlflow: Mlflow, experiment: str, run: Path, verbs: list[str]) -> list[str]:
+    """Every job's run, its metrics and figures; returns the ids of two runs to compare.
+
+    Raises:
+        AssertionError: naming what is missing.
+    """
+    question = "api/2.0/mlflow/experiments/search?max_results=1"
+    assert mlflow.status(question, login=False) == 401, "MLflow answers without a login"
+    runs = _runs(mlflow, experiment)
+    parents = {_tags(r)["verb"]: r for r in runs if "verb" in _tags(r)}
+    assert set(parents) == set(verbs), f"runs of {sorted(parents)}, expected {verbs}"
+    states = {_tags(r)["mlflow.runName"]: r["info"]["status"] for r in runs}
+    assert set(states.values()) == {"FINISHED"}, states
+
+    stages = {_tags(r)["mlflow.runName"]: r for r in runs if "mlflow.parentRunId" in _tags(r)}
+    for stage in ("vae", "flow"):
+        _check_curve(mlflow, stages[stage]["info"]["run_id"])
+    _check_scores(stages["evaluate"], run)
+    _check_figures(mlflow, stages["evaluate"]["info"]["run_id"])
+    return [stages[stage]["info"]["run_id"] for stage in ("vae", "flow")]
+
+
+def experiment_id(mlflow: Mlflow, name: str) -> str:
+    """Id of an experiment."""
+    answer = mlflow.ask(f"api/2.0/mlflow/experiments/get-by-name?experiment_name={name}")
+    return str(answer["experiment"]["experiment_id"])
+
+
+def _runs(mlflow: Mlflow, experiment: str) -> list[dict[str, Any]]:
+    body = {"experiment_ids": [experiment_id(mlflow, experiment)], "max_results": 100}
+    return list(mlflow.ask("api/2.0/mlflow/runs/search", body)["runs"])
+
+
+def _check_curve(mlflow: Mlflow, run_id: str) -> None:
+    """A loss with several points, no step twice."""
+    path = f"api/2.0/mlflow/metrics/get-history?run_id={run_id}&metric_key=train/loss"
+    steps = [int(point["step"]) for point in mlflow.ask(path)["metrics"]]
+    assert len(steps) >= 3 and len(set(steps)) == len(steps), f"train/loss of {run_id}: {steps}"
+
+
+def _check_scores(run: Mapping[str, Any], folder: Path) -> None:
+    """The server's scores are those of the report."""
+    sent = {m["key"]: m["value"] for m in run["data"]["metrics"]}
+    assert len(sent) > 20, f"evaluate sent {sorted(sent)}"
+    summary = json.loads((folder / "stages" / "evaluate.json").read_text())["summary"]
+    same = [v for v in summary.values() if isinstance(v, float) and v in sent.values()]
+    assert same, f"none of {summary} is among the metrics of the server"
+
+
+def _check_figures(mlflow: Mlflow, run_id: str) -> None:
+    files = mlflow.files(run_id, "report")
+    figures = {f: n for f, n in files.items() if f.endswith((".png", ".svg"))}
+    assert figures and min(figures.values()) > LEAST_FIGURE_BYTES, files
+    assert "report/index.html" in files, files
+
+
+def _tags(run: Mapping[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
