@@ -90,6 +90,29 @@ def ray_session():
 
 
 @pytest.fixture(scope="session")
+def random_model(tmp_path_factory):
+    """The folder of a model of random weights (tests/tiny_model.py); tests must not change it."""
+    from tiny_model import save_tiny_model
+
+    folder = tmp_path_factory.mktemp("random") / "model"
+    save_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_run(random_model):
+    """A run folder of that model and its finished atlas.zarr; tests must not change it."""
+    from tiny_atlas import N_PARTS, begin, fill
+
+    from save_dist.stores import atlas
+
+    path, _ = begin(random_model.parent, random_model)
+    fill(path, random_model, range(N_PARTS))
+    atlas.finish(path)
+    return random_model.parent
+
+
+@pytest.fixture(scope="session")
 def tiny_cells(tmp_path_factory):
     """A simulated data set of 1,200 cells."""
     from save_dist.pipelines.simulate import QUICK, simulate
