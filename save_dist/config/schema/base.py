@@ -54,8 +54,8 @@ class ClusterConfig(Section):
     """`auto` joins the cluster a job was submitted to (RAY_ADDRESS), else starts a private one;
     `local` always starts a private one; anything else is the address of a cluster to join."""
     n_workers: Positive = 2
-    """Training processes (DDP ranks), and the most sampling actors, input files, or parts of a
-    statistics pass at once."""
+    """Training processes (DDP ranks), and the most sampling actors, input files, or portions of
+    a statistics pass at once."""
     cpus_per_worker: float = Field(1, gt=0)
     """CPUs reserved per worker; also its number of torch threads on CPU."""
     gpus_per_worker: float = Field(0, ge=0)
