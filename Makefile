@@ -11,9 +11,9 @@ READY := $(VENV)/.ready
 DEMO_DATA := $(VENV)/.demo-data
 PEERS := $(VENV)/.peers
 E2E := $(VENV)/.e2e
-# tests of one file stay together, and so do all that share one Ray (tests/conftest.py)
+# who runs what is said in tests/conftest.py
 TEST_PROCESSES ?= 2
-PYTEST := $(BIN)/pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/pytest --numprocesses=$(TEST_PROCESSES) --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # 3.11 first: the version everything is tested with

@@ -12,28 +12,37 @@ from pathlib import Path
 
 import pytest
 
+RAY_FOLDERS = ("tests/integration", "tests/fault", "tests/unit/cluster")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
-    """Say in one line per test why it cannot run here, and which tests share a process.
-
-    What needs the session's Ray is one group and comes first, since it takes longest; the other
-    tests of a file are one group each, so that their fixtures are made once.
-    """
-    items.sort(key=lambda item: not _needs_ray(item))
-    for item in items:
-        group = "ray" if _needs_ray(item) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Say in one line per test why it cannot run here; what needs a cluster comes first."""
+    items.sort(key=lambda item: not needs_ray(item.nodeid))
     no_data = pytest.mark.skip(reason=f"development data folder {SHARED_DATA} is absent")
     for item in items:
         if item.get_closest_marker("shared_data") and not SHARED_DATA.is_dir():
             item.add_marker(no_data)
 
 
-def _needs_ray(item):
-    return "ray_session" in item.fixturenames
+def needs_ray(nodeid):
+    """Whether a test stands in a folder whose tests use Ray."""
+    return nodeid.startswith(RAY_FOLDERS)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """All tests that use Ray share one process, and one Ray; those of any other file stay together.
+
+    The groups of pytest-xdist 3.8 would say the same, were they not lost on pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRay(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "ray" if needs_ray(nodeid) else nodeid.split("::")[0]
+
+    return ByRay(config, log)
 
 
 def pytest_runtest_setup(item):
@@ -87,6 +96,29 @@ def ray_session():
         finally:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory):
+    """The folder of a model of random weights (tests/tiny_model.py); tests must not change it."""
+    from tiny_model import save_tiny_model
+
+    folder = tmp_path_factory.mktemp("random") / "model"
+    save_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_run(random_model):
+    """A run folder of that model and its finished atlas.zarr; tests must not change it."""
+    from tiny_atlas import N_PARTS, begin, fill
+
+    from save_dist.stores import atlas
+
+    path, _ = begin(random_model.parent, random_model)
+    fill(path, random_model, range(N_PARTS))
+    atlas.finish(path)
+    return random_model.parent
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """Two passes over the training cells: all store genes to choose the vocabulary, then its moments.
 
 Both work on the entries that are there; a zero costs nothing. Sums are in double precision, and
-moments are those of the population (divided by the number of cells). A pass adds up parts of the
-cells, possibly in several processes. Parts and the order of adding them depend on the cells alone,
-so any number of processes gives the same bits.
+moments are those of the population (divided by the number of cells). A pass adds up portions of
+the cells, possibly in several processes. Portions and the order of adding them depend on the cells
+alone, so any number of processes gives the same bits.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ from save_dist.data.source import SomaSource, StoreLocator
 from save_dist.data.splits import CellIndex
 from save_dist.data.transforms import LIBRARY_SCALE, log_of
 
-CELLS_PER_PART = 65_536
+CELLS_PER_PORTION = 65_536
 """Cells that one process adds up at a time, if their sums are small: some seconds of work."""
 SUM_BYTES = 8 * 2**30
-"""Most that the sums of all parts may take together, since they travel to one process."""
+"""Most that the sums of all portions may take together, since they travel to one process."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ def gene_statistics(
     Args:
         locator: the store.
         index: cells to look at, those of the training split.
-        spread: how parts of the cells are given to processes.
+        spread: how portions of the cells are given to processes.
 
     Raises:
         DataError: if there are no cells, or the store holds something that is no count.
     """
     _refuse_empty(index)
-    parts = spread(partial(_sum_genes, locator), _parts(index, 0))
-    sums, tallies = map(np.copy, next(parts))  # what other processes send is read-only
-    for more_sums, more_tallies in parts:
+    portions = spread(partial(_sum_genes, locator), _portions(index, 0))
+    sums, tallies = map(np.copy, next(portions))  # what other processes send is read-only
+    for more_sums, more_tallies in portions:
         sums += more_sums
         tallies[:, 0] += more_tallies[:, 0]
         np.maximum(tallies[:, 1], more_tallies[:, 1], out=tallies[:, 1])
@@ -143,24 +143,24 @@ def vocabulary_statistics(
     """One pass over the cells of `index` and the chosen genes.
 
     The covariance costs half the square of a cell's entries per cell, and 8 bytes per pair of
-    genes of memory in every process.
+    genes of memory in every process, twice that in the one that adds up.
 
     Args:
         locator: the store.
         index: cells to look at, those of the training split.
         gene_positions: store columns of the vocabulary genes.
         with_covariance: whether the covariance is wanted.
-        spread: how parts of the cells are given to processes.
+        spread: how portions of the cells are given to processes.
 
     Raises:
         DataError: if there are no cells, or the store holds something that is no count.
     """
     _refuse_empty(index)
     work = partial(_sum_vocabulary, locator, gene_positions, with_covariance)
-    bytes_per_part = 8 * gene_positions.size**2 if with_covariance else 0
-    parts = spread(work, _parts(index, bytes_per_part))
-    sums, max_log, products = map(np.copy, next(parts))  # as above
-    for more_sums, more_max, more_products in parts:
+    bytes_per_portion = 8 * gene_positions.size**2 if with_covariance else 0
+    portions = spread(work, _portions(index, bytes_per_portion))
+    sums, max_log, products = map(np.copy, next(portions))  # as above
+    for more_sums, more_max, more_products in portions:
         sums += more_sums
         np.maximum(max_log, more_max, out=max_log)
         products += more_products
@@ -170,11 +170,11 @@ def vocabulary_statistics(
     return VocabularyStatistics(index.n_cells, mean_log, max_log, mean_count, covariance)
 
 
-def _parts(index: CellIndex, bytes_per_part: int) -> list[CellIndex]:
-    """The cells in stretches, for the processes that add them up."""
-    wanted = -(-index.n_cells // CELLS_PER_PART)
-    n_parts = max(1, min(wanted, SUM_BYTES // max(1, bytes_per_part)))
-    size = -(-index.n_cells // n_parts)
+def _portions(index: CellIndex, bytes_per_portion: int) -> list[CellIndex]:
+    """The cells in order, for the processes that add them up."""
+    wanted = -(-index.n_cells // CELLS_PER_PORTION)
+    n_portions = max(1, min(wanted, SUM_BYTES // max(1, bytes_per_portion)))
+    size = -(-index.n_cells // n_portions)
     bounds = range(0, index.n_cells, size)
     return [index.take(np.arange(b, min(b + size, index.n_cells))) for b in bounds]
 

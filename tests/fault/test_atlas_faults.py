@@ -9,8 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from tiny_atlas import GRID, N_PARTS, begin, fill, stored
-from tiny_model import save_tiny_model
+from tiny_atlas import GRID, begin, fill, stored
 
 from save_dist.core.errors import AtlasError, InfrastructureError
 from save_dist.generation.worker import PartWorker
@@ -21,18 +20,13 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("faults") / "model"
-    save_tiny_model(folder)
-    return folder
+def model(random_model):
+    return random_model
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, model):
-    path, _ = begin(tmp_path_factory.mktemp("undisturbed"), model)
-    fill(path, model, range(N_PARTS))
-    atlas.finish(path)
-    return path
+def undisturbed(random_run):
+    return random_run / "atlas.zarr"
 
 
 @pytest.fixture

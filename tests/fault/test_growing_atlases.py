@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import zarr
 from tiny_atlas import GRID, N_PARTS, OUTPUT, begin, fill, stored, tiny_plan
-from tiny_model import save_tiny_model
 
 import save_dist
 from save_dist.core.errors import AtlasError, InfrastructureError
@@ -21,10 +20,8 @@ VERSIONS = {"save-dist": "0"}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("growing") / "model"
-    save_tiny_model(folder)
-    return folder
+def model(random_model):
+    return random_model
 
 
 @pytest.fixture(scope="module")

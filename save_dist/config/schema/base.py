@@ -71,8 +71,8 @@ class ClusterConfig(Section):
     """`auto` joins the cluster a job was submitted to (RAY_ADDRESS), else starts a private one;
     `local` always starts a private one; anything else is the address of a cluster to join."""
     n_workers: Positive = 2
-    """Training processes (DDP ranks), and the most sampling actors, input files, or parts of a
-    statistics pass at once."""
+    """Training processes (DDP ranks), and the most sampling actors, input files, or portions of
+    a statistics pass at once."""
     min_workers: Positive | None = None
     """Fewest training processes to go on with when machines are lost; training grows again when
     they are back. Null: it waits until there are n_workers."""

@@ -25,19 +25,19 @@ EXACT = {"rtol": 1e-6, "atol": 1e-9}
     params=[
         pytest.param((300, 10**6), id="three reads"),
         pytest.param((10**6, 10**6), id="one read"),
-        pytest.param((10**6, 400), id="two parts"),
-        pytest.param((200, 300), id="three parts"),
+        pytest.param((10**6, 400), id="two portions"),
+        pytest.param((200, 300), id="three portions"),
     ]
 )
 def portions(request, monkeypatch):
-    """Cells of one read and of one part of a pass over 799 cells."""
-    rows_per_read, cells_per_part = request.param
+    """Cells of one read and of one portion of a pass over 799 cells."""
+    rows_per_read, cells_per_portion = request.param
     monkeypatch.setattr(statistics, "scan", partial(scan, rows_per_read=rows_per_read))
-    monkeypatch.setattr(statistics, "CELLS_PER_PART", cells_per_part)
+    monkeypatch.setattr(statistics, "CELLS_PER_PORTION", cells_per_portion)
 
 
 def by_post(work, items):
-    """Parts as other processes have and return them: pickled, and read-only."""
+    """Portions as other processes have and return them: pickled, and read-only."""
     posted = pickle.loads(pickle.dumps(work))
     for item in items:
         result = posted(pickle.loads(pickle.dumps(item)))
@@ -81,7 +81,7 @@ def test_vocabulary_statistics_equal_numpy(cells):
 
 
 def test_processes_change_no_bit(cells, monkeypatch):
-    monkeypatch.setattr(statistics, "CELLS_PER_PART", 300)
+    monkeypatch.setattr(statistics, "CELLS_PER_PORTION", 300)
     genes = [gene_statistics(cells.locator, cells.index, spread=s) for s in (in_order, by_post)]
     chosen = [
         vocabulary_statistics(cells.locator, cells.index, cells.gene_positions, spread=s)
@@ -101,7 +101,7 @@ def test_processes_change_no_bit(cells, monkeypatch):
     ],
 )
 def test_sums_that_travel_are_bounded(cells, monkeypatch, sum_bytes, sizes):
-    monkeypatch.setattr(statistics, "CELLS_PER_PART", 300)
+    monkeypatch.setattr(statistics, "CELLS_PER_PORTION", 300)
     monkeypatch.setattr(statistics, "SUM_BYTES", sum_bytes)
     found = []
 

@@ -9,8 +9,7 @@ import anndata
 import numpy as np
 import pytest
 import zarr
-from tiny_atlas import N_PARTS, begin, fill
-from tiny_model import save_tiny_model
+from tiny_atlas import begin, fill
 
 import save_dist
 from save_dist.config.schema import GridConfig, OutputConfig
@@ -25,19 +24,14 @@ from save_dist.vocab.genes import GeneVocabulary
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("view") / "model"
-    save_tiny_model(folder)
-    return folder
+def model(random_model):
+    return random_model
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory, model):
+def path(random_run):
     """6 conditions of 15 cells in parts of 32."""
-    path, _ = begin(tmp_path_factory.mktemp("view"), model)
-    fill(path, model, range(N_PARTS))
-    atlas.finish(path)
-    return path
+    return random_run / "atlas.zarr"
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import zarr
 from tiny_atlas import GRID, N_PARTS, OUTPUT, begin, fill, stored
-from tiny_model import save_tiny_model
 
 import save_dist
 from save_dist.api import Model
@@ -21,10 +20,8 @@ PLACES = [1, 3, 10, 11]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("output") / "model"
-    save_tiny_model(folder)
-    return folder
+def model(random_model):
+    return random_model
 
 
 def generate(folder, model, output):

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import zarr
-from tiny_atlas import GRID, N_PARTS, OUTPUT, begin, fill, stored
+from tiny_atlas import GRID, N_PARTS, OUTPUT, begin, fill, stored, tiny_plan
 from tiny_model import SUPPORT, save_tiny_model
 
 from save_dist.config.schema import GridConfig, OutputConfig
@@ -19,19 +19,14 @@ from save_dist.stores.bundle import load_bundle
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("worker") / "model"
-    save_tiny_model(folder)
-    return folder
+def model(random_model):
+    return random_model
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, model):
-    """A complete atlas, its parts written in order by one worker."""
-    path, plan = begin(tmp_path_factory.mktemp("finished"), model)
-    fill(path, model, range(N_PARTS))
-    atlas.finish(path)
-    return path, plan
+def finished(random_run, model):
+    """A complete atlas, its parts written in order by one worker; and its plan."""
+    return random_run / "atlas.zarr", tiny_plan(load_bundle(model))
 
 
 def test_columns_say_what_each_cell_is(finished):

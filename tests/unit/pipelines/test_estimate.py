@@ -1,10 +1,10 @@
 """What `--dry-run` of generate says before anything is sampled."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from tiny_model import save_tiny_model
 from typer.testing import CliRunner
 
 from save_dist import cli
@@ -14,8 +14,8 @@ from save_dist.stores import atlas
 
 
 @pytest.fixture
-def config(tmp_path):
-    save_tiny_model(tmp_path / "run" / "model")
+def config(tmp_path, random_model):
+    shutil.copytree(random_model, tmp_path / "run" / "model")
     path = tmp_path / "generate.yaml"
     settings = {
         "run": {"dir": str(tmp_path / "run")},

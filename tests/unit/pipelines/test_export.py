@@ -10,8 +10,6 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import zarr
-from tiny_atlas import N_PARTS, begin, fill
-from tiny_model import save_tiny_model
 from typer.testing import CliRunner
 
 from save_dist import cli
@@ -23,14 +21,9 @@ from save_dist.stores import atlas
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
+def path(random_run):
     """6 conditions of 15 cells in parts of 32, 32 and 26."""
-    folder = tmp_path_factory.mktemp("export")
-    save_tiny_model(folder / "model")
-    path, _ = begin(folder, folder / "model")
-    fill(path, folder / "model", range(N_PARTS))
-    atlas.finish(path)
-    return path
+    return random_run / "atlas.zarr"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """What a timer runs: the real plan, model and atlas, sampled in this process."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ def sampled(monkeypatch):
 
 
 @pytest.fixture
-def config(tmp_path):
-    save_tiny_model(tmp_path / "run" / "model")
+def config(tmp_path, random_model):
+    shutil.copytree(random_model, tmp_path / "run" / "model")
     path = tmp_path / "generate.yaml"
     settings = {
         "run": {"dir": str(tmp_path / "run")},

@@ -7,29 +7,17 @@ import shutil
 import numpy as np
 import pytest
 import zarr
-from tiny_atlas import N_PARTS, begin, fill
 from tiny_model import save_tiny_model
 from typer.testing import CliRunner
 
 from save_dist import cli
-from save_dist.stores import atlas
 from save_dist.stores.part import PartColumns, write_part
 from save_dist.stores.receipts import missing_parts, read_receipt, read_record, write_receipt
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    run = tmp_path_factory.mktemp("verify")
-    save_tiny_model(run / "model")
-    path, _ = begin(run, run / "model")
-    fill(path, run / "model", range(N_PARTS))
-    atlas.finish(path)
-    return run
-
-
 @pytest.fixture
-def run(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "run")
+def run(random_run, tmp_path):
+    return shutil.copytree(random_run, tmp_path / "run")
 
 
 def verify(path, *options):

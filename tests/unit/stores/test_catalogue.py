@@ -3,28 +3,16 @@
 import shutil
 
 import pytest
-from tiny_atlas import N_PARTS, begin, fill
-from tiny_model import save_tiny_model
 
 from save_dist.core.errors import InfrastructureError
 from save_dist.core.paths import RunPaths
-from save_dist.stores import atlas, catalogue, receipts
+from save_dist.stores import catalogue, receipts
 from save_dist.stores.catalogue import entries, newest_complete, note
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    run = tmp_path_factory.mktemp("catalogue")
-    save_tiny_model(run / "model")
-    path, _ = begin(run, run / "model")
-    fill(path, run / "model", range(N_PARTS))
-    atlas.finish(path)
-    return run
-
-
 @pytest.fixture
-def run(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "run")
+def run(random_run, tmp_path):
+    return shutil.copytree(random_run, tmp_path / "run")
 
 
 @pytest.fixture
