@@ -26,6 +26,8 @@ COMPLETE = "uns/save_dist/complete"
 """Where an atlas says whether it is complete."""
 CONFIG = {"write_empty_chunks": True}
 """All-zero chunks are written too: every part has the same files, a missing one is an error."""
+SEEDS_PER_CHUNK = 128
+"""Cell seeds that are read together, 1 kB; with fewer their index would outweigh them."""
 
 _NUMBERS: dict[str, tuple[str, bool | int]] = {
     "seen": ("bool", False),
@@ -126,13 +128,14 @@ def _per_cell(
     kind: str = "array",
 ) -> str:
     # seeds do not compress, so a reader of one condition should not have to read those of a part
-    per_chunk = layout.cells_per_chunk if name == "cell_seed" else layout.cells_per_part
+    is_cut = name == "cell_seed" and not layout.cells_per_part % SEEDS_PER_CHUNK
+    per_chunk = SEEDS_PER_CHUNK if is_cut else layout.cells_per_part
     array = group.create_array(
         name,
         shape=(layout.n_cells,),
         dtype=dtype,
         chunks=(per_chunk,),
-        shards=(layout.cells_per_part,) if name == "cell_seed" else None,
+        shards=(layout.cells_per_part,) if is_cut else None,
         fill_value=fill,
         attributes=_encoding(kind, "0.2.0"),
     )
