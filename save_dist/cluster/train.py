@@ -66,7 +66,8 @@ def fit(plan: TrainPlan, config: ClusterConfig, journal: Journal, progress: Prog
         step_limit_s=config.collective_timeout_s,
     )
     _clear_failures(plan)
-    with orders.obeyed(config.grace_s), runtime.session(config):
+    # the session first: a starting Ray takes SIGTERM for itself
+    with runtime.session(config), orders.obeyed(config.grace_s):
         with _shown(plan, journal.path, progress):
             _run_trainer(plan, config, journal, orders)
         _raise_failures(plan)

@@ -1,0 +1,125 @@
+"""Another number of ranks: the same samples in the same global steps, the same weights."""
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from save_dist.config.schema import OptimConfig, StoppingConfig, TrainingConfig
+from save_dist.core.errors import StoppedError
+from save_dist.data.partition import StreamPlan
+from save_dist.stores.checkpoint import CheckpointStore
+from save_dist.training.loop import Alone, FitInput, Loss, fit
+from save_dist.training.noise import lane_normals
+from save_dist.training.ranks import Ranks
+
+pytestmark = [
+    pytest.mark.slow,
+    # the successor is not in the oldest torch that we take
+    pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated:FutureWarning"),
+]
+
+PLAN = StreamPlan(96, 16, rows_per_chunk=4, chunks_per_pool=8, n_lanes=4, seed=0)
+X = torch.linspace(-1, 1, 96)[:, None].sin()
+
+
+class NoisyLine:
+    """A small network on lanes of a stream, with noise keyed by step and lane."""
+
+    name = "vae"
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.module = torch.nn.Sequential(
+            torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+        )
+
+    def loss(self, forward, minibatch, part):
+        step, lanes, rows = minibatch
+        noise = lane_normals(0, "noise", step, lanes, PLAN.cells_per_lane, 1)
+        x = (X[rows] + 0.1 * noise)[part]
+        return Loss((forward(x) - 3 * x + 1).square()[:, 0], {}, rows[part])
+
+
+def minibatches(lanes, start, stop):
+    step = start
+    for stretch in PLAN.stretches(start, stop):
+        for rows in PLAN.rows_of(stretch, lanes):
+            yield step, lanes, rows
+            step += 1
+
+
+class AsksAtStep(Alone):
+    def __init__(self, n_steps):
+        self._left = n_steps
+
+    def asked_to_stop(self):
+        self._left -= 1
+        return "" if self._left else "time is up"
+
+
+def train(folder, ranks, supervisor, stopping):
+    stage = NoisyLine()
+    lanes = PLAN.lanes_of(ranks.rank, ranks.world_size)
+    losses = iter([3.0, 2.0, 1.0, 4.0, 5.0, 6.0])
+    inputs = FitInput(
+        stage,
+        lambda start, stop: minibatches(lanes, start, stop),
+        PLAN.cells_per_step // ranks.world_size,
+        (lambda module: {"val/loss": next(losses)}) if ranks.is_first else None,
+    )
+    optim = OptimConfig(n_steps=24, cells_per_step=PLAN.cells_per_step, lr=0.01)
+    training = TrainingConfig(validate_every_steps=4, log_every_steps=8, stopping=stopping)
+    with CheckpointStore(folder, 2) as checkpoints:
+        fit(inputs, optim, training, checkpoints, Silent(), ranks, {"config_hash": "a"}, supervisor)
+
+
+class Silent:
+    def metrics(self, stage, values, step):
+        pass
+
+
+def on_rank(rank, port, folder):
+    """Two ranks: a stop that rank 0 alone hears, the rest of the run, and an early end."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    ranks, whole = Ranks(rank, 2), StoppingConfig()
+    asked = AsksAtStep(7) if rank == 0 else Alone()
+    try:
+        train(folder / "two", ranks, asked, whole)
+    except StoppedError:
+        (folder / f"stopped-{rank}").touch()
+    train(folder / "two", ranks, Alone(), whole)
+    train(folder / "early", ranks, Alone(), StoppingConfig(patience=2))
+    dist.destroy_process_group()
+
+
+def newest(folder):
+    with CheckpointStore(folder, 2) as checkpoints:
+        return checkpoints.newest()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # forked before this process trains: nothing is imported again, and autograd has no threads yet
+    mp.start_processes(on_rank, (port, folder), nprocs=2, start_method="fork")
+    train(folder / "one", Ranks(), Alone(), StoppingConfig())
+    return folder
+
+
+def test_two_ranks_end_with_the_weights_of_one(trained):
+    one, two = newest(trained / "one"), newest(trained / "two")
+    assert one.step == two.step == 24
+    for name, value in one.tensors.items():
+        assert torch.allclose(two.tensors[name], value, rtol=1e-5, atol=1e-7), name
+
+
+def test_what_rank_0_hears_and_decides_holds_for_all(trained):
+    assert all((trained / f"stopped-{rank}").exists() for rank in range(2))
+    early = newest(trained / "early")
+    assert (early.step, early.about["standing"]["best_step"]) == (20, 12)
