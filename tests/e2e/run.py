@@ -98,9 +98,9 @@ def make_environment(folder: Path) -> dict[str, str]:
 def open_site(folder: Path, environment: dict[str, str], started: Children) -> Site:
     """Server and cluster, both answering."""
     begun = time.monotonic()
+    mlflow, server = start_mlflow(started, environment["MLFLOW_TRACKING_PASSWORD"])
     cluster = start_cluster(started, N_NODES)
     say(f"Ray: a head and {N_NODES} nodes are up after {time.monotonic() - begun:.0f} s")
-    mlflow, server = start_mlflow(started, environment["MLFLOW_TRACKING_PASSWORD"])
     wait_until(lambda: _is_up(mlflow), "MLflow", [server, cluster.head], START_S)
     say(f"MLflow: takes its login after {time.monotonic() - begun:.0f} s")
     return Site(folder, folder / "run", environment, cluster, mlflow)
