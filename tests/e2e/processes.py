@@ -33,6 +33,7 @@ class Child:
         for victim in victims:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()
+        psutil.wait_procs(victims, timeout=STOP_S)
         self.process.wait(STOP_S)
         return len(victims)
 

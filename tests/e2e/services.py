@@ -5,6 +5,7 @@ Ray replaces 127.0.0.1 by the machine's own address, so its nodes have 127.0.0.2
 
 import base64
 import json
+import re
 import secrets
 import urllib.error
 import urllib.parse
@@ -15,7 +16,14 @@ from typing import Any
 
 from processes import Child, Children, answers, free_ports, wait_until
 
-START_S = 180.0
+START_S = 240.0
+AGENT_PORTS = {
+    "dashboard_agent_listen_port": "dashboard-agent-listen-port",
+    "metrics_agent_port": "dashboard-agent-grpc-port",
+    "metrics_export_port": "metrics-export-port",
+    "runtime_env_agent_port": "runtime-env-agent-port",
+}
+"""Ports of a node's agents: their files' names and their options."""
 OBJECT_STORE_BYTES = 100_000_000
 ADMIN = "admin"
 PATIENCE = {
@@ -23,6 +31,8 @@ PATIENCE = {
     "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": f"{START_S:.0f}",
     "RAY_raylet_start_wait_time_s": f"{START_S:.0f}",
     "RAY_agent_register_timeout_ms": f"{1000 * START_S:.0f}",
+    "RAY_worker_register_timeout_seconds": f"{START_S:.0f}",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{START_S:.0f}",
 }
 """Ray gives its own processes a minute to start, and less, which two busy cores exceed."""
 
@@ -41,42 +51,60 @@ def start_cluster(children: Children, n_nodes: int) -> Cluster:
     """A head that only drives, and nodes with one CPU each."""
     gcs, dashboard, client = free_ports(3)
     address = _address(0)
-    head = children.start(
-        "ray-head",
-        *_ray_start(children.folder / "h", address, n_cpus=0),
+    head = _start_ray(
+        *(children, "ray-head", address, 0),
         *("--head", f"--port={gcs}", f"--ray-client-server-port={client}"),
         *(f"--dashboard-host={address}", f"--dashboard-port={dashboard}"),
     )
     cluster = Cluster(f"{address}:{gcs}", f"http://{address}:{dashboard}", head, [])
-    wait_until(lambda: _has_started(head), "Ray's head", [head], START_S)
-    for number in range(n_nodes):
-        folder = children.folder / f"n{number}"
-        command = _ray_start(folder, _address(number + 1), n_cpus=1)
-        node = children.start(f"ray-node-{number}", *command, f"--address={cluster.gcs}")
-        cluster.nodes.append(node)
-    everyone = [head, *cluster.nodes]
-    wait_until(lambda: all(map(_has_started, everyone)), "Ray's nodes", everyone, START_S)
+    for number in range(1, n_nodes + 1):
+        joins = f"--address={cluster.gcs}"
+        cluster.nodes.append(_start_ray(children, f"ray-node-{number}", _address(number), 1, joins))
     assert answers(f"{cluster.dashboard}/api/version"), head.tail()
     return cluster
-
-
-def _has_started(process: Child) -> bool:
-    return "Ray runtime started" in process.log.read_text(errors="replace")
 
 
 def _address(number: int) -> str:
     return f"127.0.0.{number + 2}"
 
 
-def _ray_start(folder: Path, address: str, n_cpus: int) -> list[str]:
-    agent, grpc, runtime_env, metrics, manager, raylet = free_ports(6)
-    return [
+def _start_ray(children: Children, name: str, address: str, n_cpus: int, *more: str) -> Child:
+    """A head or node that is up, its agent too."""
+    folder = children.folder / name[-1]  # short: sockets end at 107 bytes
+    manager, raylet, *others = free_ports(2 + len(AGENT_PORTS))
+    ports = dict(zip(AGENT_PORTS, others, strict=True))
+    child = children.start(
+        name,
         *("ray", "start", "--block", f"--node-ip-address={address}", f"--num-cpus={n_cpus}"),
         *(f"--temp-dir={folder}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
-        *(f"--dashboard-agent-listen-port={agent}", f"--runtime-env-agent-port={runtime_env}"),
-        *(f"--metrics-export-port={metrics}", f"--object-manager-port={manager}"),
-        *(f"--dashboard-agent-grpc-port={grpc}", f"--node-manager-port={raylet}"),
-    ]
+        *(f"--object-manager-port={manager}", f"--node-manager-port={raylet}"),
+        *(f"--{AGENT_PORTS[what]}={port}" for what, port in ports.items()),
+        "--include-log-monitor=false",
+        *more,
+    )
+
+    def is_up() -> bool:
+        _announce(folder, ports)
+        return "Ray runtime started" in child.log.read_text(errors="replace")
+
+    agent = f"http://{address}:{ports['dashboard_agent_listen_port']}"
+    wait_until(is_up, name, [child], START_S)
+    wait_until(lambda: answers(agent), f"agent of {name}", [child], START_S)
+    return child
+
+
+def _announce(folder: Path, ports: dict[str, int]) -> None:
+    """Tell a raylet the ports that it was given.
+
+    It waits 15 s until its agents have written them into files, a number that cannot be set and
+    that two busy cores exceed (Ray 2.60).
+    """
+    for log in folder.glob("session_2*/logs/raylet.out"):
+        if found := re.search(r"Initializing NodeManager node_id=(\w+)", log.read_text()):
+            for what, port in ports.items():
+                place = log.parents[1] / f"{what}_{found[1]}"
+                if not place.exists():
+                    place.write_text(str(port))
 
 
 @dataclass(frozen=True)
