@@ -78,6 +78,7 @@ class GenerateJob(JobConfig):
 class TransferJob(JobConfig):
     """Model and real cells -> cells under another condition."""
 
+    cluster: ClusterConfig = ClusterConfig()
     transfer: TransferConfig
 
 
