@@ -20,11 +20,8 @@ from save_dist.config.schema import (
     SolverConfig,
 )
 from save_dist.core import seeding
-from save_dist.core.errors import ConfigError, DataError, listed
-from save_dist.data.transforms import log_normalise
-from save_dist.generation.carried import carried_means
-from save_dist.generation.compose import Composer, Course
-from save_dist.generation.draw import draw_counts
+from save_dist.core.errors import ConfigError, DataError
+from save_dist.generation.compose import Composer
 from save_dist.generation.grid import GridPlan, plan_grid
 from save_dist.generation.routes import Routes, check_composable
 from save_dist.generation.sampler import sample_conditions
@@ -33,7 +30,13 @@ from save_dist.generation.worker import composer_of, sample_part
 from save_dist.stores.bundle import ModelBundle, load_bundle
 from save_dist.stores.part import PartColumns
 from save_dist.stores.template import MASK
-from save_dist.transfer.recondition import expected_counts, latents, minibatches, target_codes
+from save_dist.transfer.recast import (
+    Aim,
+    encoded,
+    minibatches,
+    recaster_of,
+    shown_codes,
+)
 
 MINIBATCH = 512
 
@@ -165,7 +168,7 @@ class Model:
         needed = self.bundle.vae_config.encoder_columns
         codes = self._codes(adata, needed)
         out = [
-            latents(self.bundle, log_normalise(self._counts(adata, part)), codes[part])
+            encoded(self.bundle, self._counts(adata, part), codes[part])
             for part in minibatches(adata.n_obs, MINIBATCH)
         ]
         return np.concatenate(out) if out else np.empty((0, self._n_latent), dtype=np.float32)
@@ -173,81 +176,51 @@ class Model:
     def transfer(
         self,
         adata: anndata.AnnData,
-        target: Mapping[str, str],
+        target: Mapping[str, str] | None = None,
         *,
+        masked: Sequence[str] = (),
+        averaged: Sequence[str] = (),
         seed: int = 0,
-        method: Literal["auto", "transport", "redecode"] = "auto",
+        method: Literal["auto", "transport", "reencode", "inversion", "latent_shift"] = "auto",
         compose: ComposeConfig | None = None,
+        solver: SolverConfig | None = None,
     ) -> anndata.AnnData:
-        """The same cells under another condition.
+        """The same cells under another condition: treated, or without their batch.
 
         Args:
             adata: raw counts in X and the model's condition columns in obs.
-            target: values to set; other columns keep each cell's own.
+            target: values to set; columns named nowhere keep each cell's own.
+            masked: columns that the decoder is not told.
+            averaged: columns over whose values the expected counts are averaged.
             seed: of the drawn counts.
-            method: `transport` carries latents and library sizes of cells at the reference of a
-                transported column to another value of it; `redecode` keeps both and changes the
-                decoder's condition alone; `auto` takes the first wherever it can.
+            method: see `save_dist.transfer.methods`; `auto` carries cells at the reference of a
+                transported column along the transport, and re-encodes all others.
             compose: how carried cells are decoded; None: anchored and mean-matched.
+            solver: of flow and transport; None: midpoint, 5 steps.
 
         Returns:
-            counts in X, expected counts in layer `mean`, obs with the target's values; the method
-            in uns.
+            counts in X, expected counts in layer `mean`, z in obsm X_save, the new conditions in
+            obs (MASK where there is none); the method in uns.
 
         Raises:
-            ConfigError: for an unknown value, or cells that no transport carries to the target.
+            ConfigError: for an unknown value, or cells that the method cannot take to the target.
         """
         codes = self._codes(adata, self.bundle.conditions.columns)
-        targets = target_codes(self.bundle, codes, target)
-        course = None
-        if method != "redecode" and self.carries(codes, target):
-            composer = self._composer("compose", compose, GuidanceConfig(), SolverConfig())
-            assert composer is not None, "compose was asked for"
-            course = composer.course_between(codes, targets)
-        elif method == "transport":
-            check_composable(self.bundle.transport_columns, "method='transport'")
-            raise ConfigError(
-                f"no transport carries these cells to {dict(target)}: every cell must be at the "
-                f"reference of one of {listed(self.bundle.transport_columns)} and change in it "
-                "alone, to a value seen in training; choose other cells or method='redecode'"
-            )
-        counts, means = self._transferred(adata, codes, targets, course, seed)
-        out = self._table(counts, self._obs(targets.astype(np.int16), adata.obs_names))
-        out.uns["save_dist"]["method"] = "redecode" if course is None else "transport"
-        out.layers["mean"] = means
-        return out
-
-    def carries(self, codes: Int[ndarray, "cell field"], target: Mapping[str, str]) -> bool:
-        """Whether transports lead from all these conditions to the target."""
-        starts = np.unique(codes.astype(np.int64), axis=0)
-        ends = target_codes(self.bundle, starts, target)
-        routes = Routes(self.bundle.conditions, self.bundle.support, self.bundle.transport_columns)
-        pairs = zip(starts.tolist(), ends.tolist(), strict=True)
-        return all(routes.between(tuple(a), tuple(b)) is not None for a, b in pairs)
-
-    def _transferred(
-        self,
-        adata: anndata.AnnData,
-        codes: Int64[ndarray, "cell field"],
-        targets: Int64[ndarray, "cell field"],
-        course: Course | None,
-        seed: int,
-    ) -> tuple[UInt16[ndarray, "cell gene"], Float32[ndarray, "cell gene"]]:
-        """Counts and their expectations."""
+        aim = Aim(dict(target or {}), tuple(masked), tuple(averaged))
+        compose, solver = compose or ComposeConfig(), solver or SolverConfig()
+        recaster = recaster_of(self.bundle, aim, method, codes, compose, solver)
         keys = seeding.cell_keys(seed, "transfer", 0, np.arange(adata.n_obs, dtype=np.int64))
         counts = np.empty((adata.n_obs, len(self.bundle.genes)), dtype=np.uint16)
         means = np.empty(counts.shape, dtype=np.float32)
+        latent = np.empty((adata.n_obs, self._n_latent), dtype=np.float32)
         for part in minibatches(adata.n_obs, MINIBATCH):
-            real = self._counts(adata, part)
-            cells = log_normalise(real), real.sum(1), codes[part], targets[part]
-            if course is None:
-                means[part], inverse_dispersion = expected_counts(self.bundle, *cells)
-            else:
-                means[part], inverse_dispersion = carried_means(
-                    self.bundle, *cells, course.of(part), keys[part], SolverConfig()
-                )
-            counts[part] = draw_counts(means[part], inverse_dispersion, keys[part])
-        return counts, means
+            cells = recaster.recast(self._counts(adata, part), codes[part], keys[part])
+            counts[part], means[part], latent[part] = cells.counts, cells.mean, cells.latent
+        shown = shown_codes(self.bundle, aim, codes).astype(np.int16)
+        out = self._table(counts, self._obs(shown, adata.obs_names))
+        out.uns["save_dist"]["method"] = recaster.method
+        out.layers["mean"], out.obsm["X_save"] = means, latent
+        return out
 
     def _composer(
         self,

@@ -33,6 +33,7 @@ def save_tiny_model(
     centre="none",
     effects=None,
     reflow_config=None,
+    latent_means=None,
 ):
     """Publish a model of random weights; returns its hash."""
     vae_config = VaeConfig(
@@ -75,6 +76,7 @@ def save_tiny_model(
         about={"config_hash": "c0ffee", "git_commit": "abc"},
         reflow_config=reflow_config,
         transport=tiny_transport(n_genes, seed) if transport else None,
+        latent_means=latent_means,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from save_dist.cluster import runtime
 from save_dist.config.schema import ClusterConfig
 from save_dist.core.errors import InfrastructureError
-from save_dist.generation.worker import PARTS_IN_FLIGHT, PartWorker
+from save_dist.generation.worker import PARTS_IN_FLIGHT, PartFiller, PartWorker
 from save_dist.tracking.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -34,13 +34,15 @@ class PartOutcome:
 
 
 class _Actor:
-    """Ray's side of `PartWorker`: one per process, model loaded once, called from its threads."""
+    """Ray's side of a `PartFiller`: one per process, model loaded once, called from its threads."""
 
-    def __init__(self, bundle: str, atlas: str, n_threads: int, device: str) -> None:
+    def __init__(
+        self, kind: type[PartFiller], bundle: str, atlas: str, n_threads: int, device: str
+    ) -> None:
         import torch
 
         torch.set_num_threads(n_threads)
-        self._worker = PartWorker(Path(bundle), Path(atlas), device=device)
+        self._worker = kind(Path(bundle), Path(atlas), device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = int(row["part"])
@@ -66,6 +68,7 @@ def generate(
     atlas: Path,
     config: ClusterConfig,
     progress: Progress,
+    kind: type[PartFiller] = PartWorker,
 ) -> list[PartOutcome]:
     """Sample and write `parts`; a failed part is tried once more in a second round.
 
@@ -76,6 +79,7 @@ def generate(
         atlas: store with its template written.
         config: workers and their resources.
         progress: receiver of progress.
+        kind: what fills the parts.
 
     Raises:
         InfrastructureError: if the pool itself failed.
@@ -84,7 +88,7 @@ def generate(
         outcomes: dict[int, PartOutcome] = {}
         todo = list(parts)
         for _ in range(2):
-            for outcome in _rounds(todo, bundle, atlas, config):
+            for outcome in _rounds(todo, bundle, atlas, config, kind):
                 outcomes[outcome.part] = outcome
                 n_done = sum(o.n_cells for o in outcomes.values())
                 n_failed = sum(1 for o in outcomes.values() if o.error)
@@ -96,14 +100,22 @@ def generate(
 
 
 def _rounds(
-    parts: Sequence[int], bundle: Path, atlas: Path, config: ClusterConfig
+    parts: Sequence[int],
+    bundle: Path,
+    atlas: Path,
+    config: ClusterConfig,
+    kind: type[PartFiller],
 ) -> Iterator[PartOutcome]:
     for start in range(0, len(parts), PARTS_PER_ROUND):
-        yield from _round(parts[start : start + PARTS_PER_ROUND], bundle, atlas, config)
+        yield from _round(parts[start : start + PARTS_PER_ROUND], bundle, atlas, config, kind)
 
 
 def _round(
-    parts: Sequence[int], bundle: Path, atlas: Path, config: ClusterConfig
+    parts: Sequence[int],
+    bundle: Path,
+    atlas: Path,
+    config: ClusterConfig,
+    kind: type[PartFiller],
 ) -> Iterator[PartOutcome]:
     import ray.data
     import ray.exceptions
@@ -118,6 +130,7 @@ def _round(
     ).map(
         _Actor,
         fn_constructor_args=(
+            kind,
             str(bundle.resolve()),
             str(atlas.resolve()),
             max(1, int(config.cpus_per_worker)),

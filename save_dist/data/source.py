@@ -213,13 +213,41 @@ class SomaSource:
         Raises:
             DataError: if obs has no such column.
         """
-        asked = self.locator.cell_column
-        wanted = (asked,) if asked else CELL_ID_COLUMNS
-        column = asked or next((c for c in wanted if c in self.obs_columns), None)
+        column = self._name_column
         if column is None:
             ids = self.joinids
             return pd.Series(ids.astype(str), index=ids)
         return self.obs([column])[column].astype(str)
+
+    def names_of(self, joinids: Int64[ndarray, " cell"]) -> ndarray:
+        """Names of some cells, in the order given.
+
+        Args:
+            joinids: strictly ascending.
+
+        Raises:
+            DataError: if the store lacks some of them.
+        """
+        column = self._name_column
+        if column is None:
+            return joinids.astype(str).astype(object)
+        table = self._experiment.obs.read(
+            coords=(joinids,), column_names=["soma_joinid", column]
+        ).concat()
+        names = table.to_pandas().set_index("soma_joinid").sort_index()[column].astype(str)
+        if len(names) != joinids.size:
+            raise DataError(
+                f"{self.locator.uri} lacks {joinids.size - len(names)} cells of the vocabulary; "
+                "ingest again"
+            )
+        found: ndarray = names.to_numpy(dtype=object)
+        return found
+
+    @property
+    def _name_column(self) -> str | None:
+        """Column of obs that names the cells; None: their joinids do."""
+        asked = self.locator.cell_column
+        return asked or next((c for c in CELL_ID_COLUMNS if c in self.obs_columns), None)
 
     def obs(self, columns: Sequence[str]) -> pd.DataFrame:
         """The asked columns of every cell that the locator means, by soma_joinid, ascending.

@@ -67,3 +67,14 @@ def integrate(
         ) from e
     x_1: Tensor = path[-1]
     return Solution(x_1, n_evaluations)
+
+
+def backwards(velocity: Field) -> Field:
+    """The field that leads from t=1 to t=0 along the same lines; its own time runs from 0 to 1."""
+
+    def field(
+        t: Float[Tensor, ""], x: Float[Tensor, "cell latent"]
+    ) -> Float[Tensor, "cell latent"]:
+        return -velocity(1 - t, x)
+
+    return field

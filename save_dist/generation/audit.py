@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from save_dist.core.seeding import generator
 from save_dist.generation.atlas_view import Atlas
-from save_dist.generation.worker import PartWorker
+from save_dist.generation.worker import PartFiller
 from save_dist.stores.part import n_counts, part_values
 from save_dist.stores.receipts import AtlasRecord, Problem, read_receipt, read_record
 
@@ -66,19 +66,15 @@ def choose_parts(path: Path, n_parts: int, seed: int) -> list[int]:
     return sorted(drawn.tolist())
 
 
-def resample(path: Path, model: Path, parts: Iterable[int]) -> list[Problem]:
+def resample(path: Path, worker: PartFiller, parts: Iterable[int]) -> list[Problem]:
     """Sample parts again and compare every stored value with what comes out, bit for bit.
 
     Args:
         path: atlas.
-        model: folder of the model it was made with.
+        worker: fills its parts.
         parts: finished parts.
-
-    Raises:
-        AtlasError: if the atlas was made with another model.
     """
-    record, worker = read_record(path), PartWorker(model, path)
-    problems = []
+    record, problems = read_record(path), []
     for part in parts:
         if differing := _differences(path, record, worker, part):
             text = f"part {part}, sampled again here, differs in {', '.join(differing)}"
@@ -86,7 +82,7 @@ def resample(path: Path, model: Path, parts: Iterable[int]) -> list[Problem]:
     return problems
 
 
-def _differences(path: Path, record: AtlasRecord, worker: PartWorker, part: int) -> list[str]:
+def _differences(path: Path, record: AtlasRecord, worker: PartFiller, part: int) -> list[str]:
     columns, _ = worker.sample(part)
     start, stop = record.rows(part)
     found = []

@@ -56,18 +56,6 @@ class Course(NamedTuple):
     offset: Float32[Tensor, "cell gene"]
     """Added to the gene logits; 0 for cells that are not carried."""
 
-    def of(self, cells: slice) -> "Course":
-        """The course of some cells, where every cell is carried."""
-        n_cells = len(self.start[cells])
-        carried = torch.arange(n_cells)
-        return Course(
-            self.start[cells],
-            carried,
-            self.told[cells],
-            self.library_shift[cells],
-            self.offset[cells],
-        )
-
 
 class Composer:
     """Routes and decoding constants of one model and one set of settings.

@@ -274,7 +274,7 @@ def plan_grids(grids: Sequence[GridConfig], output: OutputConfig, model: ModelFa
             asks for less than the one before it.
     """
     grid = grids[-1]
-    _check_columns(grid, model.conditions)
+    check_columns(model.conditions, grid.masked)
     rows = rows_of(grids, model.conditions)
     if grid.unseen == "compose":
         check_composable(model.transport_columns, "grid.unseen=compose")
@@ -286,16 +286,21 @@ def plan_grids(grids: Sequence[GridConfig], output: OutputConfig, model: ModelFa
     return plan
 
 
-def _check_columns(grid: GridConfig, vocabulary: ConditionVocabulary) -> None:
+def check_columns(vocabulary: ConditionVocabulary, masked: Sequence[str]) -> None:
+    """Condition columns must be able to stand in an atlas.
+
+    Raises:
+        ConfigError: naming one that cannot.
+    """
     if kept := [c for c in vocabulary.columns if c in RESERVED_COLUMNS or "/" in c]:
         raise ConfigError(
             f"condition column {kept[0]!r} cannot be a column of an atlas: it holds '/' or is one "
             f"of {listed(RESERVED_COLUMNS)}; rename it in conditions.columns and train again"
         )
     for column, values in zip(vocabulary.columns, vocabulary.categories, strict=True):
-        if column in grid.masked and MASK in values:
+        if column in masked and MASK in values:
             raise ConfigError(
-                f"grid.masked names {column!r}, which has a value {MASK!r} of its own, so the "
+                f"{column!r} is to be masked and has a value {MASK!r} of its own, so the "
                 "atlas could not tell them apart; rename the value and train again"
             )
 

@@ -12,7 +12,7 @@ from save_dist.config.schema import GuidanceConfig, SolverConfig
 from save_dist.core.errors import ConfigError
 from save_dist.core.seeding import cell_keys, normals
 from save_dist.flow.guidance import ConditionalVelocity, Field, guided
-from save_dist.flow.solver import Solution, integrate
+from save_dist.flow.solver import Solution, backwards, integrate
 from save_dist.stores.bundle import ModelBundle
 
 
@@ -36,6 +36,44 @@ def flow_from_noise(
     """
     device = next(bundle.velocity.parameters()).device
     noise = normals(stream(seeds, "noise"), bundle.latent_scale.mean.size)
+    return _along(bundle, torch.from_numpy(noise).to(device), codes, guidance, solver)
+
+
+def through_noise(
+    bundle: ModelBundle,
+    x: Float[Tensor, "cell standardised"],
+    codes: Int64[ndarray, "cell field"],
+    targets: Int64[ndarray, "cell field"],
+    solver: SolverConfig,
+) -> Solution:
+    """Back along the flow of one condition to the noise a cell stands for, forth along another.
+
+    Two flows over the same noise join two conditions, cell by cell, without pairs (dual diffusion
+    implicit bridges, Su et al. 2023); where both are one, a cell comes back to itself as exactly
+    as the solver goes.
+
+    Args:
+        bundle: the model.
+        x: standardised latents.
+        codes: conditions of the cells.
+        targets: conditions to take them to.
+        solver: of both ways.
+    """
+    plain = GuidanceConfig()
+    noise = _along(bundle, x, codes, plain, solver, back=True)
+    made = _along(bundle, noise.x_1, targets, plain, solver)
+    return Solution(made.x_1, noise.n_evaluations + made.n_evaluations)
+
+
+def _along(
+    bundle: ModelBundle,
+    x: Float[Tensor, "cell standardised"],
+    codes: Int64[ndarray, "cell field"],
+    guidance: GuidanceConfig,
+    solver: SolverConfig,
+    back: bool = False,
+) -> Solution:
+    """Where the flow of each cell's condition leads it: from noise to data, or back."""
     n_evaluations = 0
 
     def counted(x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
@@ -44,9 +82,10 @@ def flow_from_noise(
         v: Tensor = bundle.velocity(x, t, codes)
         return v
 
+    field = _field(bundle, counted, torch.from_numpy(codes).to(x.device), guidance)
     solution = integrate(
-        _field(bundle, counted, torch.from_numpy(codes).to(device), guidance),
-        torch.from_numpy(noise).to(device),
+        backwards(field) if back else field,
+        x,
         method=solver.method,
         n_steps=solver.n_steps,
         tolerance=solver.tolerance,

@@ -6,6 +6,7 @@ A worker knows the model and the atlas, and nothing of other workers.
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,8 +29,8 @@ PARTS_IN_FLIGHT = 2
 """Threads that a worker is worth calling from: one writes its part while the other samples."""
 
 
-class PartWorker:
-    """Fills parts of one atlas; the model is loaded once.
+class PartFiller(ABC):
+    """Fills parts of one store; the model is loaded once. Kinds say what stands in a part.
 
     `run` may be called from several threads: they sample in turns, and each writes what it sampled
     while another samples. A worker holds as many parts in memory as threads call it.
@@ -40,27 +41,25 @@ class PartWorker:
         device: torch device of the networks.
 
     Raises:
-        AtlasError: if the atlas was begun with another model.
+        AtlasError: if the store was begun with another model.
     """
 
     def __init__(self, bundle: Path, atlas: Path, device: str = "cpu") -> None:
         self._atlas = atlas
-        self._record = read_record(atlas)
-        self._bundle = load_bundle(bundle, device)
-        if self._bundle.hash != self._record.model_hash:
+        self.record = read_record(atlas)
+        self.bundle = load_bundle(bundle, device)
+        if self.bundle.hash != self.record.model_hash:
             raise AtlasError(
-                f"{atlas} was begun with model {self._record.model_hash}, {bundle} is model "
-                f"{self._bundle.hash}; finish it with the first, or generate into another run "
+                f"{atlas} was begun with model {self.record.model_hash}, {bundle} is model "
+                f"{self.bundle.hash}; finish it with the first, or generate into another run "
                 "folder"
             )
-        self._plan = GridPlan.from_json(self._record.plan, self._bundle.facts)
-        self._composer = composer_of(self._bundle, self._plan)
         self._turn = threading.Lock()
 
     def run(self, part: int) -> Receipt:
-        """Make sure a part stands in the atlas; one whose every byte verifies is left alone."""
+        """Make sure a part stands in the store; one whose every byte verifies is left alone."""
         try:
-            return read_receipt(self._atlas, self._record, part, deep=True)
+            return read_receipt(self._atlas, self.record, part, deep=True)
         except AtlasError as e:
             logger.info("event=part_begun part=%d because=%r", part, str(e))
         with self._turn:
@@ -68,16 +67,29 @@ class PartWorker:
             columns, n_evaluations = self.sample(part)
         return write_part(
             self._atlas,
-            self._record,
+            self.record,
             part,
             columns,
             n_evaluations=n_evaluations,
             start_s=start_s,
         )
 
+    @abstractmethod
     def sample(self, part: int) -> tuple[PartColumns, int]:
-        """Cells of a part, and how often the velocity networks was evaluated for them."""
-        return sample_part(self._bundle, self._plan, self._plan.part(part), self._composer)
+        """Cells of a part, and how often velocity networks were evaluated for them."""
+
+
+class PartWorker(PartFiller):
+    """Fills parts of one atlas with virtual cells."""
+
+    def __init__(self, bundle: Path, atlas: Path, device: str = "cpu") -> None:
+        super().__init__(bundle, atlas, device)
+        self._plan = GridPlan.from_json(self.record.plan, self.bundle.facts)
+        self._composer = composer_of(self.bundle, self._plan)
+
+    def sample(self, part: int) -> tuple[PartColumns, int]:
+        """Cells of a part, and how often velocity networks were evaluated for them."""
+        return sample_part(self.bundle, self._plan, self._plan.part(part), self._composer)
 
 
 def sample_part(

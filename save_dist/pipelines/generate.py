@@ -2,16 +2,16 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 
 from save_dist.cluster import generate as cluster_generate
 from save_dist.config.schema import GenerateJob, PipelineJob
-from save_dist.core.errors import AtlasError, PartialError
+from save_dist.core.errors import AtlasError
 from save_dist.core.paths import RunPaths
 from save_dist.generation.extension import continued
 from save_dist.generation.grid import GridPlan, plan_grid
 from save_dist.generation.tables import settle, settle_output
 from save_dist.pipelines.context import Context, Summary, record
+from save_dist.pipelines.parts import log_outcomes, require_all
 from save_dist.pipelines.provenance import versions
 from save_dist.stores import atlas, catalogue
 from save_dist.stores.bundle import load_bundle
@@ -40,8 +40,8 @@ def generate(config: GenerateJob | PipelineJob, context: Context) -> Summary:
             config.cluster,
             context.progress,
         )
-        _log(outcomes, context)
-        _require_all(plan, outcomes, missing_parts(path))
+        log_outcomes(outcomes, context, "generate")
+        require_all(plan.n_parts, outcomes, missing_parts(path))
 
     digest = atlas.finish(path)
     _note(plan, context.paths, digest)
@@ -104,37 +104,3 @@ def _log_plan(plan: GridPlan) -> None:
             found.n_poorly_supported,
             plan.grid.compose.min_support,
         )
-
-
-def _log(outcomes: Sequence[cluster_generate.PartOutcome], context: Context) -> None:
-    """Where the time went, summed over parts."""
-    journal = context.journal.child("generate")
-    n_cells = sum(o.n_cells for o in outcomes)
-    seconds = sum(o.seconds for o in outcomes)
-    journal.metrics(
-        {
-            "data/n_cells": n_cells,
-            "time/sampling_s": seconds,
-            "data/cells_per_worker_s": n_cells / seconds if seconds else 0.0,
-            "parts/failed": sum(1 for o in outcomes if o.error),
-        },
-        step=0,
-    )
-
-
-def _require_all(
-    plan: GridPlan, outcomes: Sequence[cluster_generate.PartOutcome], missing: Sequence[int]
-) -> None:
-    """Coverage by receipts decides, not by what workers said.
-
-    Raises:
-        PartialError: naming the parts that are missing and why.
-    """
-    if not missing:
-        return
-    reasons = {o.part: o.error for o in outcomes if o.error}
-    shown = "; ".join(f"part {p}: {reasons.get(p, 'no receipt')}" for p in missing[:3])
-    raise PartialError(
-        f"{len(missing)} of {plan.n_parts} parts are missing after two tries ({shown}); the "
-        "others are kept. Remove the cause and run the same command: it writes what is missing"
-    )

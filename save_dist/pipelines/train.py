@@ -92,6 +92,7 @@ def export(
         about=provenance(context.paths)
         | {"config_hash": config_hash(config), "stages": ", ".join(plan.training.stages)},
         transport=_transport(plan, vocabulary) if "transport" in plan.training.stages else None,
+        latent_means=training.latent_means(plan, vocabulary),
     )
     context.journal.artifact(context.paths.model, "model")
     return model_hash

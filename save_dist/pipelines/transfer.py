@@ -1,108 +1,77 @@
-"""Transfer: model and real cells -> the same cells under another condition."""
+"""Transfer: model and real cells -> the same cells under other conditions, in a complete store."""
 
-import shutil
-import warnings
-from pathlib import Path
-
-import anndata
 import numpy as np
-import pandas as pd
 
-from save_dist.api import Model
-from save_dist.config.schema import Condition, TransferJob
-from save_dist.core.durable import digest
-from save_dist.core.errors import ConfigError, DataError
-from save_dist.data.source import SomaSource
-from save_dist.data.splits import CellIndex
-from save_dist.pipelines.context import Context, Summary, finished, record
-from save_dist.pipelines.train import open_vocabulary
-from save_dist.stores.bundle import load_bundle
-from save_dist.stores.vocabulary import RunVocabulary
-from save_dist.training.latents import dense_cells
-
-CELLS_AT_ONCE = 4096
+from save_dist.cluster import generate as cluster_generate
+from save_dist.config.schema import TransferConfig, TransferJob
+from save_dist.core.errors import DataError
+from save_dist.core.paths import RunPaths
+from save_dist.pipelines.context import Context, Summary, record
+from save_dist.pipelines.parts import log_outcomes, require_all
+from save_dist.pipelines.provenance import versions
+from save_dist.stores import atlas
+from save_dist.stores.bundle import ModelBundle, load_bundle
+from save_dist.stores.receipts import missing_parts
+from save_dist.stores.vocabulary import RunVocabulary, load_vocabulary
+from save_dist.transfer.plan import TransferPlan, aims_of, chosen_cells, plan_transfer
+from save_dist.transfer.recast import recaster_of
+from save_dist.transfer.worker import TransferWorker
 
 
 def transfer(config: TransferJob, context: Context) -> Summary:
-    """Decode the cells that match `source` under `target`, into an AnnData-Zarr store."""
-    vocabulary = open_vocabulary(context)
-    model = Model(load_bundle(context.paths.model))
-    wanted = config.transfer
-    key = digest([model.bundle.hash, vocabulary.hash, wanted.model_dump(mode="json")])
-    if (summary := finished(context, "transfer", key)) is not None:
-        return summary
-
-    index = _matching(vocabulary, wanted.source)
-    names = _cell_ids(vocabulary, index)
-    method = wanted.method  # of all cells alike, however they are read
-    if method == "auto":
-        method = "transport" if model.carries(index.codes, wanted.target) else "redecode"
-    out = []
-    with context.progress.task("transferring", index.n_cells, "cells") as task:
-        for first, cells in dense_cells(
-            vocabulary.store, index, vocabulary.gene_positions, CELLS_AT_ONCE
-        ):
-            rows = slice(first, first + cells.library.size)
-            real = _as_anndata(vocabulary, cells.counts, index.codes[rows], names[rows])
-            moved = model.transfer(real, wanted.target, seed=config.run.seed, method=method)
-            out.append(moved)
-            task.update(rows.stop)
-
-    path = context.paths.root / wanted.output
-    _write(anndata.concat(out, merge="same", uns_merge="same"), path)
-    summary = {
-        "n_cells": index.n_cells,
-        "output": str(path),
-        "method": method,
-        "model_hash": model.bundle.hash,
-    }
-    return record(context, "transfer", key, summary)
-
-
-def _matching(vocabulary: RunVocabulary, source: Condition) -> CellIndex:
-    """Cells whose condition has all values of `source`."""
-    codes = vocabulary.conditions.encode_one(source)
-    index = vocabulary.index
-    chosen = np.ones(index.n_cells, dtype=bool)
-    for number, column in enumerate(vocabulary.conditions.columns):
-        if column in source:
-            chosen &= index.codes[:, number] == codes[number]
-    if not chosen.any():
-        raise ConfigError(
-            f"transfer.source={source} matches no cell of the store; check the combination"
+    """Write the parts that have no receipt yet; complete means every part of the plan has one."""
+    plan, path = plan_for(config, context.paths), context.paths.root / config.transfer.output
+    atlas.create_template(path, plan.layout(), versions=versions())
+    if missing := missing_parts(path):
+        outcomes = cluster_generate.generate(
+            missing,
+            plan.n_cells_in(missing),
+            context.paths.model,
+            path,
+            config.cluster,
+            context.progress,
+            kind=TransferWorker,
         )
-    return index.take(np.flatnonzero(chosen))
+        log_outcomes(outcomes, context, "transfer")
+        require_all(plan.n_parts, outcomes, missing_parts(path))
+    summary = {
+        "n_cells": plan.n_cells,
+        "n_parts": plan.n_parts,
+        "output": str(path),
+        "method": plan.config.method,
+        "model_hash": plan.model.hash,
+        "plan_hash": plan.hash,
+        "digest": atlas.finish(path),
+    }
+    return record(context, "transfer", plan.hash, summary)
 
 
-def _cell_ids(vocabulary: RunVocabulary, index: CellIndex) -> np.ndarray:
-    with SomaSource(vocabulary.store) as source:
-        names = source.cell_names
-    if missing := set(index.joinids.tolist()) - set(names.index):
-        raise DataError(f"the store lacks {len(missing)} cells of the vocabulary; ingest again")
-    ids: np.ndarray = names.loc[index.joinids].to_numpy()
-    return ids
+def plan_for(config: TransferJob, paths: RunPaths) -> TransferPlan:
+    """The plan of the configured request, its method settled, checked against the run's model.
+
+    Raises:
+        DataError: if the blocks job has not run.
+        ConfigError: if no cell matches, or the model cannot do what is asked.
+    """
+    if not paths.vocab.is_dir():
+        raise DataError(
+            f"{paths.vocab} does not exist: a transfer needs a run folder with a vocabulary and a "
+            "model; run `save-dist ingest`, `blocks` and `train` with this run.dir first"
+        )
+    vocabulary, bundle = load_vocabulary(paths.vocab), load_bundle(paths.model)
+    wanted = _settled(config.transfer, vocabulary, bundle)
+    return plan_transfer(wanted, vocabulary.index, bundle.facts, vocabulary.hash, config.run.seed)
 
 
-def _as_anndata(
-    vocabulary: RunVocabulary, counts: np.ndarray, codes: np.ndarray, names: np.ndarray
-) -> anndata.AnnData:
-    conditions = vocabulary.conditions
-    obs = pd.DataFrame(index=pd.Index(names.astype(str)))
-    for number, column in enumerate(conditions.columns):
-        obs[column] = np.array(conditions.categories[number], dtype=object)[codes[:, number]]
-    return anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=list(vocabulary.genes.ids)))
-
-
-def _write(adata: anndata.AnnData, path: Path) -> None:
-    """Write aside, then rename: the store is there whole or not at all."""
-    aside = path.with_name(f".{path.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    with (
-        anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=True),
-        warnings.catch_warnings(),
-    ):
-        # zarr 3.1 warns that the v3 specification has no consolidated metadata yet
-        warnings.simplefilter("ignore", UserWarning)
-        adata.write_zarr(aside)
-    shutil.rmtree(path, ignore_errors=True)
-    aside.rename(path)
+def _settled(
+    config: TransferConfig, vocabulary: RunVocabulary, bundle: ModelBundle
+) -> TransferConfig:
+    """The request with one method for all cells and targets; `auto` carries all or none."""
+    chosen = chosen_cells(vocabulary.index, vocabulary.conditions, config)
+    codes = np.unique(vocabulary.index.codes[chosen], axis=0).astype(np.int64)
+    made = [
+        recaster_of(bundle, aim, config.method, codes, config.compose, config.solver).method
+        for aim in aims_of(config)
+    ]
+    method = made[0] if len(set(made)) == 1 else "reencode"
+    return config.model_copy(update={"method": method})

@@ -12,6 +12,7 @@ from save_dist.core.paths import RunPaths
 from save_dist.data.attach import attach
 from save_dist.data.ingest import check_inputs
 from save_dist.generation.audit import check_conditions, check_totals, choose_parts, resample
+from save_dist.generation.worker import PartWorker
 from save_dist.pipelines.blocks import blocks
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.estimate import estimate
@@ -20,11 +21,15 @@ from save_dist.pipelines.gene_vectors import check_embedding
 from save_dist.pipelines.generate import generate, plan_for
 from save_dist.pipelines.ingest import ingest
 from save_dist.pipelines.train import train
+from save_dist.pipelines.transfer import plan_for as plan_for_transfer
 from save_dist.pipelines.transfer import transfer
 from save_dist.pipelines.whole import pipeline
 from save_dist.stores.atlas import discard_parts
 from save_dist.stores.atlas import verify as verify_atlas
 from save_dist.stores.catalogue import entries, newest_complete
+from save_dist.stores.receipts import read_record
+from save_dist.transfer.plan import KIND as TRANSFER
+from save_dist.transfer.worker import TransferWorker
 
 RUN: dict[str, Callable[[Any, Context], Summary]] = {
     "ingest": ingest,
@@ -93,6 +98,17 @@ def _plan_generate(config: schema.GenerateJob) -> Summary:
     return {**dataclasses.asdict(plan.summary()), "estimate": dataclasses.asdict(measured)}
 
 
+def _plan_transfer(config: schema.TransferJob) -> Summary:
+    """What the request amounts to; needs the run's model and vocabulary."""
+    plan = plan_for_transfer(config, RunPaths(config.run.dir))
+    return {
+        "n_cells": plan.n_cells,
+        "n_targets": len(plan.aims),
+        "n_parts": plan.n_parts,
+        "method": plan.config.method,
+    }
+
+
 def _plan_pipeline(config: schema.PipelineJob) -> Summary:
     return {
         "ingest": _plan_ingest(config),
@@ -111,7 +127,7 @@ PLANS: dict[str, Callable[[Any], Summary]] = {
     "blocks": _plan_blocks,
     "train": _plan_train,
     "generate": _plan_generate,
-    "transfer": _no_plan,
+    "transfer": _plan_transfer,
     "evaluate": _no_plan,
     "pipeline": _plan_pipeline,
 }
@@ -149,12 +165,16 @@ def verify(path: Path, *, mend: bool, resampling: Resampling) -> Summary:
     """
     report = verify_atlas(path)
     sound = [part for part in range(report.n_parts) if part not in set(report.bad_parts)]
-    problems = [*report.problems, *check_conditions(path, sound), *check_totals(path, sound)]
+    is_transfer = read_record(path).plan.get("kind") == TRANSFER
+    problems = [*report.problems, *check_totals(path, sound)]
+    if not is_transfer:
+        problems += check_conditions(path, sound)
     chosen = choose_parts(path, resampling.n_parts, resampling.seed)
     again = [part for part in chosen if part in set(sound)]
     if again:
         model = resampling.model or RunPaths(path.parent).model
-        problems += resample(path, model, again)
+        worker = (TransferWorker if is_transfer else PartWorker)(model, path)
+        problems += resample(path, worker, again)
     if not problems:
         return {"atlas": str(path), "n_parts": report.n_parts, "resampled": again}
     bad = sorted({problem.part for problem in problems if problem.part is not None})

@@ -23,6 +23,8 @@ from save_dist.core.errors import CheckpointError
 from save_dist.models.vae import Vae, VaeShape
 from save_dist.models.velocity import Velocity, make_flow_velocity
 from save_dist.stores.facts import ModelFacts
+from save_dist.stores.latent_means import FILE as LATENT_MEANS
+from save_dist.stores.latent_means import LatentMeans
 from save_dist.stores.transports import PROFILES, WEIGHTS, Transport, read_transport
 from save_dist.vocab.blocks import GeneBlocks
 from save_dist.vocab.conditions import ConditionVocabulary
@@ -63,6 +65,8 @@ class ModelBundle:
     """How the velocity was straightened for few-step sampling; None: it is the plain flow."""
     transport: Transport | None = None
     """How cells are carried to combinations that were never trained on."""
+    latent_means: LatentMeans | None = None
+    """Of the seen combinations, for latent arithmetic; None: the folder holds none."""
 
     @property
     def transport_columns(self) -> tuple[str, ...]:
@@ -97,6 +101,7 @@ def save_bundle(
     about: Mapping[str, Any],
     reflow_config: ReflowConfig | None = None,
     transport: Transport | None = None,
+    latent_means: LatentMeans | None = None,
 ) -> str:
     """Publish a model folder; one that stands there is replaced.
 
@@ -126,6 +131,8 @@ def save_bundle(
         if transport is not None:
             _save_weights(transport.velocity, aside / WEIGHTS)
             transport.profiles.save(aside / PROFILES)
+        if latent_means is not None:
+            latent_means.save(aside / LATENT_MEANS)
         write_json(aside / "genes.json", genes.to_json())
         write_json(aside / "conditions.json", conditions.to_json())
         write_json(aside / "blocks.json", blocks.to_json())
@@ -181,6 +188,9 @@ def _read_bundle(folder: Path, manifest: Mapping[str, Any], device: str) -> Mode
         hash=digest(manifest["files"]),
         reflow_config=_reflow_config(facts["reflow"]),
         transport=_load_transport(folder, facts["transport"], vae_config, conditions, device),
+        latent_means=LatentMeans.load(folder / LATENT_MEANS)
+        if LATENT_MEANS in manifest["files"]
+        else None,
     )
 
 

@@ -34,6 +34,7 @@ class PartColumns:
 
     counts: UInt16[ndarray, "cell gene"]
     codes: Int16[ndarray, "cell field"]
+    """One column per categorical column of the layout but `route`, in its order."""
     n_train_cells: Int64[ndarray, " cell"]
     """Training cells of the cell's combination; 0 marks an unseen one."""
     route: Int16[ndarray, " cell"]
@@ -45,6 +46,8 @@ class PartColumns:
     """Expected counts, where the atlas has that layer."""
     latent: Float32[ndarray, "cell latent"] | None = None
     """z, where the atlas stores it."""
+    names: ndarray | None = None
+    """Text per cell; None: named by their rows."""
 
     @classmethod
     def joined(cls, columns: Sequence["PartColumns"]) -> "PartColumns":
@@ -117,7 +120,7 @@ def part_values(
         "X": columns.counts,
         "layers/mean": columns.mean,
         "obsm/X_save": columns.latent,
-        "obs/_index": np.array([f"cell-{row}" for row in range(start, stop)], dtype=object),
+        "obs/_index": _row_names(start, stop) if columns.names is None else columns.names,
         "obs/seen": columns.n_train_cells > 0,
         "obs/n_train_cells": columns.n_train_cells,
         "obs/n_route_cells": columns.n_route_cells,
@@ -131,6 +134,10 @@ def part_values(
         if values is None:
             raise AtlasError(f"part {part} comes without {name}, which its atlas stores")
         yield name, values
+
+
+def _row_names(start: int, stop: int) -> ndarray:
+    return np.array([f"cell-{row}" for row in range(start, stop)], dtype=object)
 
 
 def _fill(

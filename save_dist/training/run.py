@@ -20,6 +20,7 @@ from save_dist.models.vae import Vae, VaeShape
 from save_dist.models.velocity import Velocity, make_flow_velocity
 from save_dist.stores.bundle import LatentScale
 from save_dist.stores.checkpoint import Checkpoint, CheckpointStore
+from save_dist.stores.latent_means import LatentMeans
 from save_dist.stores.latents import LatentStore
 from save_dist.stores.transports import make_transport_velocity, pair_codes
 from save_dist.stores.vocabulary import RunVocabulary, load_vocabulary
@@ -279,6 +280,12 @@ def load_transport(plan: TrainPlan, vocabulary: RunVocabulary) -> Velocity:
 def finished_scale(plan: TrainPlan) -> LatentScale:
     """Standardisation of the finished run's latents."""
     return latent_scale(LatentStore.open(plan.paths.latents, expect=digest(latents_about(plan))))
+
+
+def latent_means(plan: TrainPlan, vocabulary: RunVocabulary) -> LatentMeans:
+    """Mean latent of every seen combination of the finished run."""
+    store = LatentStore.open(plan.paths.latents, expect=digest(latents_about(plan)), verify=False)
+    return LatentMeans.of(store.mean, vocabulary.index.where(TRAIN).codes.astype(np.int64))
 
 
 def read_checkpoints(plan: TrainPlan, stage: str) -> CheckpointStore:

@@ -162,7 +162,7 @@ def test_dry_run_plans_and_touches_nothing(tiny_run, tiny_cells, tmp_path, capsy
     assert (plan["n_seen"], plan["n_unseen"], plan["n_cells"]) == (5, 1, 360)
 
 
-def test_transfer_keeps_the_cells_and_changes_the_condition(tiny_copy):
+def test_transfer_keeps_the_cells_and_changes_the_condition(tiny_copy, ray_session):
     assert run_job("transfer", CONFIGS / "transfer.yaml", [f"run.dir={tiny_copy}"]) == 0
     moved = anndata.read_zarr(tiny_copy / "transfer.zarr")
     assert set(moved.obs["condition"]) == {"stim-1"} and set(moved.obs["cell_type"]) == {"type-0"}

@@ -51,9 +51,9 @@ def test_control_cells_are_carried(model):
     assert set(moved.obs["condition"]) == {"stim"} and moved.obs_names.tolist() == list("abcdef")
     again = model.transfer(cells(), {"condition": "stim"}, compose=FEW)
     np.testing.assert_array_equal(moved.X, again.X)
-    redecoded = model.transfer(cells(), {"condition": "stim"}, method="redecode")
-    assert redecoded.uns["save_dist"]["method"] == "redecode"
-    assert not np.allclose(moved.layers["mean"], redecoded.layers["mean"])
+    reencoded = model.transfer(cells(), {"condition": "stim"}, method="reencode")
+    assert reencoded.uns["save_dist"]["method"] == "reencode"
+    assert not np.allclose(moved.layers["mean"], reencoded.layers["mean"])
 
 
 def test_a_carried_cell_is_its_own_whatever_the_size_of_the_call(model, monkeypatch):
@@ -71,16 +71,16 @@ def test_a_carried_cell_is_its_own_whatever_the_size_of_the_call(model, monkeypa
         pytest.param({}, {"cell_type": "B", "condition": "stim"}, id="two columns"),
     ],
 )
-def test_what_no_transport_reaches_is_redecoded_or_refused(model, source, target):
+def test_what_no_transport_reaches_is_reencoded_or_refused(model, source, target):
     moved = model.transfer(cells(**source), target)
-    assert moved.uns["save_dist"]["method"] == "redecode"
+    assert moved.uns["save_dist"]["method"] == "reencode"
     with pytest.raises(ConfigError, match=r"every cell must be at the reference of one of cond"):
         model.transfer(cells(**source), target, method="transport")
 
 
 def test_one_cell_off_the_reference_is_enough(model):
     mixed = cells(condition=["ctrl"] * 5 + ["stim"])
-    assert model.transfer(mixed, {"condition": "stim"}).uns["save_dist"]["method"] == "redecode"
+    assert model.transfer(mixed, {"condition": "stim"}).uns["save_dist"]["method"] == "reencode"
 
 
 def test_a_transfer_by_transport_needs_one(plain):

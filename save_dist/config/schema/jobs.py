@@ -81,6 +81,7 @@ class GenerateJob(JobConfig):
 class TransferJob(JobConfig):
     """Model and real cells -> cells under another condition."""
 
+    cluster: ClusterConfig = ClusterConfig()
     transfer: TransferConfig
 
 

@@ -1,7 +1,7 @@
 """Grids, atlases, transfer, evaluation."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -133,16 +133,39 @@ MAX_CHUNK = 128
 """Most rows of a chunk whose size is not set; smaller ones are halves of it."""
 
 
-class OutputConfig(Section):
-    """The layout of the atlas store."""
+class PartsConfig(Section):
+    """How a store of cells is cut into pieces of work, and these for reading."""
+
+    place: ClassVar[str]
+    """Name of the section, for messages."""
 
     cells_per_part: Positive = 16_384
     """Rows of one part = one shard file = one task. Aim at 2-5 s of sampling or more."""
     cells_per_chunk: Positive | None = None
-    """Rows decompressed together when the atlas is read; null: at most half the cells of a mean
-    condition, between 32 and 128, so that reading one touches little more than its own cells."""
+    """Rows decompressed together when the store is read; null: 128, in an atlas at most half the
+    cells of a mean condition, so that reading one touches little more than its own cells."""
     cells_per_minibatch: Positive = 512
     """Cells sampled at once; part of the plan, since sums in another order change last bits."""
+
+    @model_validator(mode="after")
+    def _part_holds_whole_chunks(self) -> "PartsConfig":
+        size = self.cells_per_chunk or MAX_CHUNK
+        if self.cells_per_part % size:
+            key = f"{self.place}.cells_per_chunk"
+            is_set = self.cells_per_chunk is not None
+            raise ValueError(
+                f"{self.place}.cells_per_part={self.cells_per_part} is not a multiple of "
+                f"{f'{key}=' if is_set else ''}{size}; "
+                f"try {size * 128}{'' if is_set else f', or set {key}'}"
+            )
+        return self
+
+
+class OutputConfig(PartsConfig):
+    """The layout of the atlas store."""
+
+    place = "output"
+
     genes: list[str] | FromFile | None = None
     """Genes to store, ids or patterns such as `MT-*`; null: all. Counts are the same either way."""
     layers: list[Literal["mean"]] = []
@@ -150,30 +173,45 @@ class OutputConfig(Section):
     latents: bool = False
     """Store z, as the decoder read it, in obsm `X_save`."""
 
-    @model_validator(mode="after")
-    def _part_holds_whole_chunks(self) -> "OutputConfig":
-        size = self.cells_per_chunk or MAX_CHUNK
-        if self.cells_per_part % size:
-            of = "output.cells_per_chunk=" if self.cells_per_chunk else ""
-            raise ValueError(
-                f"output.cells_per_part={self.cells_per_part} is not a multiple of {of}{size}; "
-                f"try {size * 128}{'' if of else ', or set output.cells_per_chunk'}"
-            )
-        return self
 
+class TransferConfig(PartsConfig):
+    """Re-expression of real cells under other conditions: treated, or without their batch."""
 
-class TransferConfig(Section):
-    """Re-expression of real cells under other conditions."""
+    place = "transfer"
 
-    target: Condition = Field(min_length=1)
-    """Condition values the cells are decoded under; other columns keep each cell's own."""
+    target: Condition | list[Condition] = {}
+    """Condition values the cells are decoded under; columns named nowhere keep each cell's own. A
+    list: all cells under each target in turn."""
+    masked: list[str] = []
+    """Columns that the decoder is not told (batch correction without a batch to look like)."""
+    averaged: list[str] = []
+    """Columns over whose values, as training saw them, expected counts are averaged. Costs one
+    decoding per value."""
     source: Condition = {}
     """Only cells matching these values are transferred."""
-    method: Literal["auto", "transport", "redecode"] = "auto"
-    """`transport` carries the latents of reference cells; `redecode` keeps them and changes the
-    decoder's condition alone; `auto` takes the first where the model and the cells allow it."""
+    method: Literal["auto", "transport", "reencode", "inversion", "latent_shift"] = "auto"
+    """`transport` carries the latents of reference cells; `reencode` keeps them and changes the
+    decoder's condition alone; `inversion` goes back to noise under the old condition and forth
+    under the new one; `latent_shift` adds the mean change of the latent; `auto` takes `transport`
+    where the model and the cells allow it, else `reencode`."""
+    compose: ComposeConfig = ComposeConfig()
+    """How cells that were carried by `transport` are decoded."""
+    solver: SolverConfig = SolverConfig()
+    """Of `transport` and `inversion`."""
     output: str = "transfer.zarr"
     """AnnData-Zarr store to write, relative to the run folder."""
+    means: bool = True
+    """Keep the expected counts as layer `mean`, too; about 30 times the bytes of the counts."""
+
+    @model_validator(mode="after")
+    def _something_changes(self) -> "TransferConfig":
+        targets = self.target if isinstance(self.target, list) else [self.target]
+        if not targets or not (self.masked or self.averaged or all(targets)):
+            raise ValueError(
+                f"transfer.target={self.target} changes nothing; name values to set, or columns in "
+                "transfer.masked or transfer.averaged"
+            )
+        return self
 
 
 class EvaluateConfig(Section):
