@@ -62,13 +62,44 @@ def record(variant, seed, energy):
     return {"method": "compose", "variant": variant, "seed": seed, "ways": ways, "problem": "x"}
 
 
+def row_of(lines, name):
+    return next(line for line in lines if line.startswith(f"| {name}"))
+
+
 def test_a_table_averages_over_variants_and_shows_the_range_over_seeds():
     from tables import by_variant, overall, rows
 
-    found = rows([record("a", 0, 0.1), record("b", 0, 0.3), record("a", 1, 0.2)])
-    table = "\n".join(overall(found))
-    row = next(line for line in table.splitlines() if line.startswith("| compose: composed"))
-    assert "0.200 (0.200 to 0.200)" in row
-    assert "0.900" in row
-    narrow = next(line for line in by_variant(found, "normalised:energy") if "composed" in line)
-    assert narrow == "| compose: composed | 0.150 | 0.300 | 0.225 |"
+    found = rows([record(v, seed, e) for v, seed, e in [("a", 0, 0.1), ("b", 0, 0.3)]])
+    row = row_of(overall(found), "compose: composed")
+    assert "| 0.200 |" in row and "| 0.900 |" in row and row.endswith("| 2 |")
+    found = rows(
+        [
+            record(v, seed, e)
+            for seed, es in [(0, (0.1, 0.3)), (1, (0.2, 0.4))]
+            for v, e in zip("ab", es, strict=True)
+        ]
+    )
+    row = row_of(overall(found), "compose: composed")
+    assert "0.250 (0.200 to 0.300)" in row and row.endswith("| 4 |")
+    narrow = row_of(by_variant(found, "normalised:energy"), "compose: composed")
+    assert "0.150 (0.100 to 0.200)" in narrow and "0.350 (0.300 to 0.400)" in narrow
+
+
+def test_a_seed_that_lacks_a_held_out_set_does_not_count_in_the_mean_over_sets():
+    from tables import overall, rows
+
+    found = rows([record("a", 0, 0.1), record("b", 0, 0.3), record("a", 1, 0.9)])
+    row = row_of(overall(found), "compose: composed")
+    assert "| 0.200 |" in row and row.endswith("| 2 |")
+
+
+def test_what_is_made_from_the_answer_wins_nothing():
+    from tables import by_variant, rows
+
+    shuffled = combination(0.2, 0.9)
+    shuffled["metrics"]["gene_shuffle"] = {}
+    shuffled["normalised"]["gene_shuffle"] = {"energy": 0.01}
+    made = record("a", 0, 0.2) | {"ways": {"composed": {"found": [shuffled]}}}
+    lines = list(by_variant(rows([made]), "normalised:energy"))
+    assert "**0.200**" in row_of(lines, "compose: composed")
+    assert "**" not in row_of(lines, "gene shuffle")
