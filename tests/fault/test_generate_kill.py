@@ -1,4 +1,4 @@
-"""Whole generate commands that are killed: always the undisturbed atlas.
+"""Whole generate commands that are killed, or run twice at once: always the undisturbed atlas.
 
 The digest of an atlas is taken over its template and all receipts, and these hold the sha256 of
 every file; verify compares the files with them.
@@ -116,5 +116,19 @@ def test_a_killed_job_ends_with_the_undisturbed_atlas(command, path, undisturbed
         first.kill()
         first.wait()
     assert n_finished(path) < N_PARTS
+    subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True)
+    assert_undisturbed(path, undisturbed)
+
+
+@pytest.mark.chaos
+def test_two_jobs_on_one_output_leave_the_undisturbed_atlas(command, path, undisturbed):
+    both = [begun(command) for _ in range(2)]
+    try:
+        codes = [job.wait(240) for job in both]
+    finally:
+        for job in both:
+            job.kill()
+            job.wait()
+    assert 0 in codes
     subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True)
     assert_undisturbed(path, undisturbed)
