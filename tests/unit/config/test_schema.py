@@ -165,7 +165,7 @@ def test_settings_travel_to_workers():
             r"cells_per_part=1000 is not a multiple of output.cells_per_chunk=128; try 16384",
             id="part of broken chunks",
         ),
-        pytest.param(TransferConfig, {"target": {}}, "at least 1 item", id="no target"),
+        pytest.param(TransferConfig, {"target": {}}, "target={} changes nothing", id="no target"),
         pytest.param(IngestConfig, {"inputs": []}, "at least 1 item", id="no input"),
         pytest.param(
             IngestConfig,
