@@ -10,11 +10,14 @@ from rich.table import Table
 from save_dist.core.durable import write_bytes, write_json
 from save_dist.evaluation import catalogue, markup, plots, sections
 from save_dist.evaluation.drawings import Drawing, Series, drawings
+from save_dist.evaluation.enrichment import Enrichment
 from save_dist.evaluation.scores import GroupScores, Scores
 from save_dist.evaluation.verdict import GROUP_TITLES, score_of
 
 PAGE = "index.html"
 METRICS_FILE = "metrics.json"
+BLOCKS_FILE = "blocks.tsv"
+"""Every gene set that shares a gene with a block."""
 
 _TABLE_DISTANCES = {"energy": "energy s", "mmd2": "MMD s"}
 _TABLE_METRICS = {
@@ -45,6 +48,7 @@ def write_report(
     curves: Mapping[str, Series],
     provenance: Mapping[str, Any],
     notes: Sequence[str] = (),
+    enriched: Sequence[Enrichment] = (),
 ) -> Path:
     """Write index.html, metrics.json and the pictures; gives the path of the page.
 
@@ -55,13 +59,23 @@ def write_report(
         provenance: facts of the run, JSON-able. The mapping under `trained` stands at the top of
             the page, other mappings are folded, texts of several lines (a config) too.
         notes: what a reader must know first, e.g. "cell_type labels are marker-derived".
+        enriched: gene sets in the gene blocks; goes to blocks.tsv, too.
     """
     drawn = [_draw(folder, drawing) for drawing in drawings(scores, curves)]
     value = {"scores": scores.to_json(), "provenance": dict(provenance), "notes": list(notes)}
     write_json(folder / METRICS_FILE, value)
-    body = _body(scores, drawn, provenance, notes)
+    if enriched:
+        write_bytes(folder / BLOCKS_FILE, _as_table(enriched).encode())
+    body = _body(scores, drawn, provenance, notes, enriched)
     write_bytes(folder / PAGE, markup.page("save_dist report", body).encode())
     return folder / PAGE
+
+
+def _as_table(enriched: Sequence[Enrichment]) -> str:
+    """Tab-separated, with a header."""
+    lines = ["\t".join(Enrichment._fields)]
+    lines += ["\t".join(str(value).replace("\t", " ") for value in row) for row in enriched]
+    return "\n".join(lines) + "\n"
 
 
 def scores_table(scores: Scores) -> Table:
@@ -123,6 +137,7 @@ def _body(
     drawn: Sequence[_Drawn],
     provenance: Mapping[str, Any],
     notes: Sequence[str],
+    enriched: Sequence[Enrichment],
 ) -> Iterator[str]:
     """The page from top to bottom."""
     yield from sections.head(scores, provenance, notes)
@@ -140,6 +155,7 @@ def _body(
     yield _figures(drawn, "combinations", css="wide")
     yield from sections.combinations(scores)
     yield from sections.all_numbers(scores)
+    yield from sections.gene_blocks(enriched)
     if any(d.drawing.section == "training" for d in drawn):
         yield markup.text("h2", "Training")
         yield _figures(drawn, "training")

@@ -1,16 +1,22 @@
 """The parts of the report page, from verdict to provenance."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from save_dist.evaluation import catalogue, markup
 from save_dist.evaluation.catalogue import CANDIDATES, FLOOR, GENERATED, MARGINAL
 from save_dist.evaluation.drawings import label_of
+from save_dist.evaluation.enrichment import Enrichment
 from save_dist.evaluation.scores import Average, CombinationScores, GroupScores, Scores
 from save_dist.evaluation.verdict import GROUP_TITLES, comparisons, score_of, sentences
 
 MAX_LISTED = 200
 """Combinations listed on the page; metrics.json has all."""
+MAX_SETS = 5
+"""Gene sets shown per block."""
+MAX_RATE = 0.05
+"""False discovery rate up to which a gene set is shown."""
 TRAINED = "trained"
 """Key of the provenance that is shown at the top: what was trained on what."""
 
@@ -233,6 +239,32 @@ def _combination_row(combination: CombinationScores, metrics: Sequence[str]) -> 
     sizes = (combination.n_train, combination.n_test, combination.n_used)
     cells = [label, *map(str, sizes), markup.number(score)]
     return markup.row([*cells, *(markup.number(values.get(m)) for m in metrics)])
+
+
+def gene_blocks(found: Sequence[Enrichment]) -> Iterator[str]:
+    """The gene sets that stand out most in each block."""
+    if not found:
+        return
+    yield markup.text("h2", "What the gene blocks are about")
+    yield markup.text(
+        "p",
+        "Gene sets that share more genes with a block than chance would have it: one-sided "
+        "hypergeometric test among the genes of the model, false discovery rate by Benjamini and "
+        f"Hochberg over all blocks and sets. Shown are the {MAX_SETS} smallest rates of each block "
+        f"below {MAX_RATE:g}; blocks.tsv has all.",
+    )
+    rows = []
+    for block, members in itertools.groupby(found, key=lambda e: e.block):
+        best = [e for e in members if e.q <= MAX_RATE][:MAX_SETS]
+        rows += [_enriched_row(block, e) for e in best]
+    head = ["Block", "Gene set", "Shared", "In block", "In set", "Rate"]
+    n_blocks = len({e.block for e in found})
+    yield markup.folded(f"Block by block ({n_blocks})", markup.table(head, rows[:MAX_LISTED]))
+
+
+def _enriched_row(block: int, found: Enrichment) -> str:
+    sizes = map(str, (found.n_shared, found.n_block, found.n_set))
+    return markup.row([str(block), (found.name, "text"), *sizes, f"{found.q:.1e}"])
 
 
 def how_to_read(scores: Scores) -> Iterator[str]:

@@ -54,6 +54,11 @@ class Atlas:
                 f"{self._name} holds no generated atlas ({type(e).__name__}: {e}); give the "
                 "path of an atlas.zarr"
             ) from e
+        if "grids" not in self.plan:
+            raise AtlasError(
+                f"{self._name} holds no generated atlas but transferred cells; open them with "
+                "anndata.read_zarr or anndata.experimental.read_lazy"
+            )
         if not self.is_complete and not incomplete:
             raise AtlasError(
                 f"{self._name} is incomplete: cells are missing; run generate again to finish it, "

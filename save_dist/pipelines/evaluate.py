@@ -12,6 +12,7 @@ from save_dist.data.lazy import soma_reader
 from save_dist.data.source import SomaSource
 from save_dist.data.splits import HELD_OUT, TEST, TRAIN, CellIndex
 from save_dist.data.subsample import sample_combinations, sample_split
+from save_dist.evaluation.enrichment import GeneSet, enrich, read_gene_sets
 from save_dist.evaluation.protocol import CellTable, Scores
 from save_dist.evaluation.protocol import evaluate as score
 from save_dist.evaluation.report import scores_table, write_report
@@ -23,6 +24,7 @@ from save_dist.stores.bundle import load_bundle
 from save_dist.stores.vocabulary import RunVocabulary
 from save_dist.tracking.progress import render_table
 from save_dist.tracking.tracker import read_records
+from save_dist.vocab.blocks import PADDING
 
 TRAIN_CELLS = 20_000
 """Training cells at most that principal components and baselines are fitted on."""
@@ -38,12 +40,13 @@ def evaluate(config: EvaluateJob | PipelineJob, context: Context) -> Summary:
     """Score the atlas of the run and write the report."""
     vocabulary = open_vocabulary(context)
     generated = _generated(context)
-    settings = config.evaluate.model_dump(mode="json")
+    settings = config.evaluate.model_dump(mode="json", exclude_none=True)
     key = digest([generated["atlas_digest"], settings, vocabulary.hash])
     if (summary := finished(context, "evaluate", key)) is not None:
         sys.stdout.write((context.paths.report / TABLE_FILE).read_text())
         return summary
 
+    sets = _gene_sets(config, vocabulary)
     with (
         SomaSource(vocabulary.store) as source,
         context.progress.task("evaluating", None, "jobs") as task,
@@ -67,6 +70,7 @@ def evaluate(config: EvaluateJob | PipelineJob, context: Context) -> Summary:
             "versions": provenance(context.paths),
         },
         notes=_notes(vocabulary),
+        enriched=[] if sets is None else enrich(block_genes(vocabulary), sets),
     )
     table = render_table(scores_table(scores))
     write_bytes(context.paths.report / TABLE_FILE, table.encode())
@@ -162,6 +166,23 @@ def _curves(context: Context) -> dict[str, tuple[list[int], list[float]]]:
     return {
         name: (sorted(series), [series[step] for step in sorted(series)])
         for name, series in points.items()
+    }
+
+
+def _gene_sets(
+    config: EvaluateJob | PipelineJob, vocabulary: RunVocabulary
+) -> list[GeneSet] | None:
+    """The gene sets asked for, read before anything is scored."""
+    path = config.evaluate.gene_sets
+    return None if path is None else read_gene_sets(path, vocabulary.genes.ids)
+
+
+def block_genes(vocabulary: RunVocabulary) -> dict[int, list[str]]:
+    """Names of the genes of every block."""
+    names = vocabulary.genes.ids
+    return {
+        block: [names[i] for i in members if i != PADDING]
+        for block, members in enumerate(vocabulary.blocks.members.tolist())
     }
 
 

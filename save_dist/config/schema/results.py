@@ -231,3 +231,6 @@ class EvaluateConfig(Section):
     """Real and generated cells in the UMAP picture."""
     n_workers: Positive = 2
     """Processes; the scores do not depend on it."""
+    gene_sets: Path | None = None
+    """A .gmt or .gmt.gz file of gene sets (of GO, say) to look for in the gene blocks, by the gene
+    names of the model; null: no such table."""

@@ -171,7 +171,7 @@ def test_settings_travel_to_workers():
             r"cells_per_part=1000 is not a multiple of 128; try 16384, or set output.cells_per_ch",
             id="part of broken chunks of no set size",
         ),
-        pytest.param(TransferConfig, {"target": {}}, "at least 1 item", id="no target"),
+        pytest.param(TransferConfig, {"target": {}}, "target={} changes nothing", id="no target"),
         pytest.param(IngestConfig, {"inputs": []}, "at least 1 item", id="no input"),
         pytest.param(
             IngestConfig,

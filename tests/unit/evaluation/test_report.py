@@ -8,6 +8,7 @@ from rich.console import Console
 
 from save_dist.evaluation import markup
 from save_dist.evaluation.drawings import heat_rows
+from save_dist.evaluation.enrichment import Enrichment
 from save_dist.evaluation.report import scores_table, write_report
 
 CURVES = {"vae/train/loss": ([1, 2, 3], [3.0, 2.0, 1.5])}
@@ -117,9 +118,17 @@ def test_names_from_data_are_escaped(perfect, tmp_path):
     )
     categories = (perfect.categories[0], (nasty, "NK", "T"))
     scores = replace(perfect, combinations=combinations, categories=categories)
-    page = read(write_report(tmp_path, scores, curves={}, provenance={}, notes=[nasty]))
+    enriched = [
+        Enrichment(0, f"{nasty} set {i}", 3, 10, 5, 1e-4, q) for i, q in ((0, 0.01), (1, 0.2))
+    ]
+    page = read(
+        write_report(tmp_path, scores, curves={}, provenance={}, notes=[nasty], enriched=enriched)
+    )
+    text = " ".join(page.text)
     assert "script" not in page.tags
-    assert nasty in " ".join(page.text)
+    assert nasty in text
+    assert f"{nasty} set 0" in text and f"{nasty} set 1" not in text  # a rate of .2 is chance
+    assert len((tmp_path / "blocks.tsv").read_text().splitlines()) == 3
 
 
 def test_report_of_small_combinations_alone(perfect, tmp_path):

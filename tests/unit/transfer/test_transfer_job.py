@@ -10,7 +10,7 @@ from helpers_soma import make_store
 from tiny_model import CONDITIONS, save_tiny_model
 from typer.testing import CliRunner
 
-from save_dist import cli
+from save_dist import cli, open_atlas
 from save_dist.api import load
 from save_dist.cluster.generate import PartOutcome
 from save_dist.core.errors import AtlasError
@@ -119,6 +119,8 @@ def test_corrected_cells_are_those_of_the_python_interface(run_folder, filled):
         == expected.obs_names.map(lambda i: CONDITIONS.categories[0][int(i) % 3]).tolist()
     )
     assert stored.uns["save_dist"]["complete"]
+    with pytest.raises(AtlasError, match=r"transferred cells; open them with anndata"):
+        open_atlas(root / "transfer.zarr")
 
 
 def test_a_lost_part_comes_back_alike_and_verify_knows_the_store(run_folder, filled):
