@@ -21,7 +21,7 @@ def check_tracking(mlflow: Mlflow, experiment: str, run: Path, verbs: list[str])
     runs = _runs(mlflow, experiment)
     parents = {_tags(r)["verb"]: r for r in runs if "verb" in _tags(r)}
     assert set(parents) == set(verbs), f"runs of {sorted(parents)}, expected {verbs}"
-    states = {_tags(r)["mlflow.runName"]: r["info"]["status"] for r in runs}
+    states = {verb: run["info"]["status"] for verb, run in parents.items()}
     assert set(states.values()) == {"FINISHED"}, states
 
     stages = {_tags(r)["mlflow.runName"]: r for r in runs if "mlflow.parentRunId" in _tags(r)}
