@@ -127,6 +127,8 @@ class Replayer:
         match record.kind:
             case "end":
                 self._client.set_terminated(run_id, record.values["status"], record.time_ms)
+                if record.run == ROOT:
+                    self._end_stages(record)
             case "artifact":
                 self._artifact(run_id, record.values["path"], record.values["folder"])
             case "dataset":
@@ -147,6 +149,12 @@ class Replayer:
         run_id = self._run_id(record.run, placed.start)
         self._client.update_run(run_id, status="RUNNING")
         self._client.set_tag(run_id, "attempt", str(record.attempt))
+
+    def _end_stages(self, record: Record) -> None:
+        """A stage that did not say how it ended, ended with its job."""
+        for name, run_id in self._state.run_ids.items():
+            if name != ROOT and self._client.get_run(run_id).info.status == "RUNNING":
+                self._client.set_terminated(run_id, record.values["status"], record.time_ms)
 
     def _close(self, name: str) -> None:
         run_id = self._state.run_ids.pop(name, None)

@@ -21,15 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from browser import VARIABLE, compare_runs, find_chromium
 from network import enter_private_network
 from processes import Child, Children, children, clean_environment, descendants, wait_until
 from services import ADMIN, PATIENCE, START_S, Cluster, Mlflow, start_cluster, start_mlflow
-from tracking import check_tracking, experiment_id
+from tracking import check_tracking
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "configs" / "tiny"
-PICTURE = ROOT / "docs" / "images" / "mlflow_compare.png"
 EXPERIMENT = "save/e2e"
 VERBS = ["ingest", "blocks", "train", "generate", "evaluate"]
 N_NODES = 2
@@ -65,10 +63,9 @@ def main() -> int:
             for verb in VERBS:
                 run_job(site, verb)
             verify_atlas(site)
-            compared = check_tracking(site.mlflow, EXPERIMENT, site.run, VERBS)
+            check_tracking(site.mlflow, EXPERIMENT, site.run, VERBS)
             say("MLflow: runs, metrics and figures are there")
             check_secrets(site)
-            look(site, compared)
         assert not descendants(), descendants()
         say("no process is left")
     finally:
@@ -181,19 +178,6 @@ def check_secrets(site: Site) -> None:
             found += [str(place)] * any(secret in content for secret in secrets_)
     assert not found, f"secrets stand in {found}"
     say(f"neither token nor password is in any of {len(files)} files")
-
-
-def look(site: Site, run_ids: list[str]) -> None:
-    """The compare page, where there is a browser."""
-    browser = find_chromium()
-    if browser is None:
-        say(f"the compare page was not opened: no Chromium on the PATH or in {VARIABLE}")
-        return
-    place = experiment_id(site.mlflow, EXPERIMENT)
-    page = compare_runs(browser, site.mlflow, place, run_ids, PICTURE)
-    missing = [text for text in (*run_ids, "train/loss", "vae", "flow") if text not in page]
-    assert not missing, f"the compare page does not show {missing}"
-    say(f"the compare page shows both runs: {PICTURE.relative_to(ROOT)}")
 
 
 def command(site: Site, *words: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from services import Mlflow
 LEAST_FIGURE_BYTES = 2_000
 
 
-def check_tracking(mlflow: Mlflow, experiment: str, run: Path, verbs: list[str]) -> list[str]:
-    """Every job's run, its metrics and figures; returns the ids of two runs to compare.
+def check_tracking(mlflow: Mlflow, experiment: str, run: Path, verbs: list[str]) -> None:
+    """Every job's run, its metrics and figures.
 
     Raises:
         AssertionError: naming what is missing.
@@ -21,7 +21,7 @@ def check_tracking(mlflow: Mlflow, experiment: str, run: Path, verbs: list[str])
     runs = _runs(mlflow, experiment)
     parents = {_tags(r)["verb"]: r for r in runs if "verb" in _tags(r)}
     assert set(parents) == set(verbs), f"runs of {sorted(parents)}, expected {verbs}"
-    states = {_tags(r)["mlflow.runName"]: r["info"]["status"] for r in runs}
+    states = {verb: run["info"]["status"] for verb, run in parents.items()}
     assert set(states.values()) == {"FINISHED"}, states
 
     stages = {_tags(r)["mlflow.runName"]: r for r in runs if "mlflow.parentRunId" in _tags(r)}
@@ -29,17 +29,16 @@ def check_tracking(mlflow: Mlflow, experiment: str, run: Path, verbs: list[str])
         _check_curve(mlflow, stages[stage]["info"]["run_id"])
     _check_scores(stages["evaluate"], run)
     _check_figures(mlflow, stages["evaluate"]["info"]["run_id"])
-    return [stages[stage]["info"]["run_id"] for stage in ("vae", "flow")]
 
 
-def experiment_id(mlflow: Mlflow, name: str) -> str:
+def _experiment_id(mlflow: Mlflow, name: str) -> str:
     """Id of an experiment."""
     answer = mlflow.ask(f"api/2.0/mlflow/experiments/get-by-name?experiment_name={name}")
     return str(answer["experiment"]["experiment_id"])
 
 
 def _runs(mlflow: Mlflow, experiment: str) -> list[dict[str, Any]]:
-    body = {"experiment_ids": [experiment_id(mlflow, experiment)], "max_results": 100}
+    body = {"experiment_ids": [_experiment_id(mlflow, experiment)], "max_results": 100}
     return list(mlflow.ask("api/2.0/mlflow/runs/search", body)["runs"])
 
 

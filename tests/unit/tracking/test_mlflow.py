@@ -274,6 +274,15 @@ def test_the_same_identity_continues_its_run(journal, server):
     assert run.data.tags["attempt"] == "1"
 
 
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
+def test_a_stage_that_did_not_say_how_it_ended_ended_with_its_job(journal, server, status):
+    journal.start("a")
+    journal.child("evaluate").metrics({"seen/energy": 0.5}, 0)
+    journal.end(status)
+    sync(journal.path, server.uri, "test")
+    assert server.run("evaluate").info.status == status
+
+
 def test_long_params_are_cut_and_changed_ones_kept_with_a_warning(journal, server, caplog):
     journal.params({"columns": "x" * 600, "seed": 1})
     journal.params({"seed": 1})
