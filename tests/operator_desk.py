@@ -12,9 +12,6 @@ from pathlib import Path
 
 import anndata
 import numpy as np
-import ray
-import ray.exceptions
-import ray.job_submission
 from tiny_atlas import begin
 from tiny_run import CONFIGS, settings
 
@@ -189,7 +186,11 @@ def a_full_disk(desk, monkeypatch):
     return desk.ingest()
 
 
+# Ray is imported late: it reads once how it authenticates, and `ray_session` sets that.
 def a_wrong_token(desk, monkeypatch):
+    import ray.exceptions
+    import ray.job_submission
+
     def refuse(address):
         raise ray.exceptions.AuthenticationError("Authentication required: Unauthorized\n\nlong")
 
@@ -198,6 +199,8 @@ def a_wrong_token(desk, monkeypatch):
 
 
 def a_wrong_cluster(desk, monkeypatch):
+    import ray
+
     def refuse(**options):
         raise ConnectionError("Failed to connect to GCS at 127.0.0.1:1")
 

@@ -106,8 +106,7 @@ def trained(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # forked before this process trains: nothing is imported again, and autograd has no threads yet
-    mp.start_processes(on_rank, (port, folder), nprocs=2, start_method="fork")
+    mp.start_processes(on_rank, (port, folder), nprocs=2, start_method="spawn")
     train(folder / "one", Ranks(), Alone(), StoppingConfig())
     return folder
 
