@@ -82,10 +82,10 @@ class ClusterConfig(Section):
     """GPUs reserved per worker; a share below 1 lets sampling actors share one GPU."""
     max_failures: int = Field(3, ge=0)
     """Restarts of a failed worker group before the job gives up."""
-    collective_timeout_s: float = Field(180, gt=0)
+    collective_timeout_s: float = Field(180.0, gt=0)
     """Longest duration of a training step on one rank, reading and waiting for the others
     included, before the group is restarted."""
-    grace_s: float = Field(25, gt=0)
+    grace_s: float = Field(25.0, gt=0)
     """How long training may take to save its state after SIGTERM; keep it below the time your
     scheduler leaves between SIGTERM and SIGKILL (30 s on Kubernetes and Slurm)."""
     object_store_bytes: Positive = 200 * 2**20
