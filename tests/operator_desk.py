@@ -204,6 +204,7 @@ def a_wrong_cluster(desk, monkeypatch):
     def refuse(**options):
         raise ConnectionError("Failed to connect to GCS at 127.0.0.1:1")
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # as in a process of its own
     monkeypatch.setattr(ray, "init", refuse)
     return desk.generate("cluster.address=127.0.0.1:1")
 
