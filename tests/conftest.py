@@ -17,8 +17,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items):
-    """Say in one line per test why it cannot run here; what needs a cluster comes first."""
-    items.sort(key=lambda item: not needs_ray(item.nodeid))
+    """Say in one line per test why it cannot run here."""
     no_data = pytest.mark.skip(reason=f"development data folder {SHARED_DATA} is absent")
     for item in items:
         if item.get_closest_marker("shared_data") and not SHARED_DATA.is_dir():
