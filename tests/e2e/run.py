@@ -2,8 +2,8 @@
 
 A head and two worker nodes are separate processes with folders and addresses of their own, in a
 private network that holds loopback alone. One node dies while an atlas is generated. At the end
-all jobs are done, the atlas verifies, the server has runs, metrics and figures, and no process is
-left. Linux only.
+all jobs are done, the atlas verifies, the server has runs, metrics and figures, its compare page
+shows them in a browser, and no process is left. Linux only.
 """
 
 import json
@@ -21,13 +21,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from browser import check_pages, find_chromium
 from network import enter_private_network
 from processes import Child, Children, children, clean_environment, descendants, wait_until
-from services import ADMIN, PATIENCE, START_S, Cluster, Mlflow, start_cluster, start_mlflow
-from tracking import check_tracking
+from services import (
+    ADMIN,
+    PATIENCE,
+    START_S,
+    Cluster,
+    Mlflow,
+    start_cluster,
+    start_databases,
+    start_mlflow,
+)
+from tracking import Tracked, check_tracking
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "configs" / "tiny"
+PICTURE = ROOT / "docs" / "images" / "mlflow-compare.png"
 EXPERIMENT = "save/e2e"
 VERBS = ["ingest", "blocks", "train", "generate", "evaluate"]
 N_NODES = 2
@@ -63,8 +74,9 @@ def main() -> int:
             for verb in VERBS:
                 run_job(site, verb)
             verify_atlas(site)
-            check_tracking(site.mlflow, EXPERIMENT, site.run, VERBS)
+            tracked = check_tracking(site.mlflow, EXPERIMENT, site.run, VERBS)
             say("MLflow: runs, metrics and figures are there")
+            look_at_pages(site, tracked)
             check_secrets(site)
         assert not descendants(), descendants()
         say("no process is left")
@@ -96,11 +108,13 @@ def make_environment(folder: Path) -> dict[str, str]:
 def open_site(folder: Path, environment: dict[str, str], started: Children) -> Site:
     """Server and cluster, both answering."""
     begun = time.monotonic()
-    mlflow, server = start_mlflow(started, environment["MLFLOW_TRACKING_PASSWORD"])
+    databases = start_databases(started)
+    mlflow, server = start_mlflow(started, databases, environment["MLFLOW_TRACKING_PASSWORD"])
     cluster = start_cluster(started, N_NODES)
     say(f"Ray: a head and {N_NODES} nodes are up after {time.monotonic() - begun:.0f} s")
     wait_until(lambda: _is_up(mlflow), "MLflow", [server, cluster.head], START_S)
-    say(f"MLflow: takes its login after {time.monotonic() - begun:.0f} s")
+    kind = databases.records.partition(":")[0]
+    say(f"MLflow over {kind}: takes its login after {time.monotonic() - begun:.0f} s")
     return Site(folder, folder / "run", environment, cluster, mlflow)
 
 
@@ -165,6 +179,16 @@ def node_dying(site: Site) -> Iterator[None]:
 def verify_atlas(site: Site) -> None:
     """Every byte of the atlas against its receipts, three parts sampled again."""
     command(site, "verify", str(site.run / "atlas.zarr"), "--resample", "3")
+
+
+def look_at_pages(site: Site, tracked: Tracked) -> None:
+    """Open MLflow's pages in a browser, where the machine has one."""
+    chromium = find_chromium()
+    if chromium is None:
+        say("no Chromium on this machine: MLflow's pages were not looked at")
+        return
+    check_pages(site.mlflow, chromium, tracked, PICTURE)
+    say(f"MLflow's pages show them; screenshot in {PICTURE.relative_to(ROOT)}")
 
 
 def check_secrets(site: Site) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from postgres import find_programs, start_postgres
 from processes import Child, Children, answers, free_ports, wait_until
 
 START_S = 240.0
@@ -145,13 +146,34 @@ class Mlflow:
         return {f["path"]: int(f.get("file_size", 0)) for f in listed}
 
 
-def start_mlflow(children: Children, password: str) -> tuple[Mlflow, Child]:
-    """A server over sqlite that takes nobody without a login."""
+@dataclass(frozen=True)
+class Databases:
+    """Where an MLflow server keeps its records and its users, as SQLAlchemy URIs."""
+
+    records: str
+    users: str
+    environment: dict[str, str]
+
+
+def start_databases(children: Children) -> Databases:
+    """Postgres as in `infra/compose` where the machine has it, else sqlite files."""
+    programs = find_programs()
+    if programs is None:
+        folder = children.folder
+        return Databases(f"sqlite:///{folder}/mlflow.db", f"sqlite:///{folder}/auth.db", {})
+    postgres = start_postgres(children, programs, secrets.token_hex(16))
+    passfile = {"PGPASSFILE": str(postgres.passfile)}
+    records, users = (postgres.uri(name, "+psycopg2") for name in ("mlflow", "mlflow_auth"))
+    return Databases(records, users, passfile)
+
+
+def start_mlflow(children: Children, databases: Databases, password: str) -> tuple[Mlflow, Child]:
+    """A server that takes nobody without a login."""
     (port,) = free_ports(1)
     folder = children.folder
     settings = folder / "basic_auth.ini"
     settings.write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/auth.db\n"
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {databases.users}\n"
         f"admin_username = {ADMIN}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
         "grant_default_workspace_access = false\n"
@@ -160,11 +182,12 @@ def start_mlflow(children: Children, password: str) -> tuple[Mlflow, Child]:
         "mlflow",
         *("mlflow", "server", "--app-name", "basic-auth", "--workers", "1"),
         *("--host", "127.0.0.1", "--port", str(port)),
-        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
+        *("--backend-store-uri", databases.records),
         *("--artifacts-destination", str(folder / "artifacts")),
         MLFLOW_AUTH_CONFIG_PATH=str(settings),
         MLFLOW_AUTH_ADMIN_PASSWORD=password,
         MLFLOW_FLASK_SERVER_SECRET_KEY=secrets.token_hex(16),
         MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+        **databases.environment,
     )
     return Mlflow(f"http://127.0.0.1:{port}", password), server

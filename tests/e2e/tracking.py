@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ from services import Mlflow
 LEAST_FIGURE_BYTES = 2_000
 
 
-def check_tracking(mlflow: Mlflow, experiment: str, run: Path, verbs: list[str]) -> None:
+@dataclass(frozen=True)
+class Tracked:
+    """Ids of what the server knows."""
+
+    experiment: str
+    stages: dict[str, str]
+    """Name of a child run -> its id."""
+
+
+def check_tracking(mlflow: Mlflow, experiment: str, run: Path, verbs: list[str]) -> Tracked:
     """Every job's run, its metrics and figures.
 
     Raises:
@@ -29,6 +39,8 @@ def check_tracking(mlflow: Mlflow, experiment: str, run: Path, verbs: list[str])
         _check_curve(mlflow, stages[stage]["info"]["run_id"])
     _check_scores(stages["evaluate"], run)
     _check_figures(mlflow, stages["evaluate"]["info"]["run_id"])
+    ids = {name: str(stage["info"]["run_id"]) for name, stage in stages.items()}
+    return Tracked(_experiment_id(mlflow, experiment), ids)
 
 
 def _experiment_id(mlflow: Mlflow, name: str) -> str:

@@ -4,7 +4,7 @@ set -eu
 
 secret() { cat "/run/secrets/$1"; }
 
-database="postgresql://mlflow:$(secret postgres_password)@postgres:5432"
+database="postgresql+psycopg2://mlflow:$(secret postgres_password)@postgres:5432"
 umask 077
 cat >/tmp/basic_auth.ini <<INI
 [mlflow]

@@ -1,0 +1,72 @@
+"""MLflow's pages as a person sees them, in headless Chromium."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from playwright.sync_api import Page, sync_playwright
+from services import ADMIN, Mlflow
+from tracking import Tracked
+
+COMPARED = ("vae", "flow")
+PATIENCE_MS = 120_000
+DRAWING_MS = 2_000
+"""A plot is drawn after the data of its page came."""
+QUIET = [
+    *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
+"""What keeps Chromium from looking for its maker's servers."""
+
+
+def find_chromium() -> str | None:
+    """A Chromium or Chrome of this machine."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def check_pages(mlflow: Mlflow, chromium: str, tracked: Tracked, picture: Path) -> None:
+    """Two training runs side by side, with a screenshot, and the figures of the evaluation.
+
+    Raises:
+        AssertionError: a page that reports an error.
+        playwright.sync_api.TimeoutError: naming the text that never came.
+    """
+    compared = {name: tracked.stages[name] for name in COMPARED}
+    with open_page(mlflow, chromium) as (page, errors):
+        listed = {"runs": list(compared.values()), "experiments": [tracked.experiment]}
+        query = "&".join(f"{key}={quote(json.dumps(ids))}" for key, ids in listed.items())
+        page.goto(f"{mlflow.uri}/#/compare-runs?{query}")
+        expect(page, [f"Comparing {len(compared)} Runs", *compared, "train/loss"])
+        page.wait_for_timeout(DRAWING_MS)
+        page.screenshot(path=picture)
+        evaluation = f"experiments/{tracked.experiment}/runs/{tracked.stages['evaluate']}"
+        page.goto(f"{mlflow.uri}/#/{evaluation}/artifacts/report")
+        expect(page, ["index.html", ".png"])
+        assert not errors, errors
+
+
+def expect(page: Page, texts: Sequence[str]) -> None:
+    """Wait until each of `texts` stands on the page."""
+    for text in texts:
+        page.get_by_text(re.compile(re.escape(text))).first.wait_for(timeout=PATIENCE_MS)
+
+
+@contextmanager
+def open_page(mlflow: Mlflow, chromium: str) -> Iterator[tuple[Page, list[str]]]:
+    """A page that knows the login, and what goes wrong on it."""
+    login = {"username": ADMIN, "password": mlflow.password}
+    errors: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
+        view = {"width": 1280, "height": 1280}
+        page = browser.new_page(http_credentials=login, viewport=view)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        try:
+            yield page, errors
+        finally:
+            browser.close()
