@@ -21,6 +21,8 @@ QUIET = [
     *("--disable-background-networking", "--disable-component-update"),
 ]
 """What keeps Chromium from looking for its maker's servers."""
+SEEN_BEFORE = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
+"""MLflow opens a panel over its pages on the first visit."""
 
 
 def find_chromium() -> str | None:
@@ -44,16 +46,17 @@ def check_pages(mlflow: Mlflow, chromium: str, tracked: Tracked, picture: Path) 
         expect(page, [f"Comparing {len(compared)} Runs", *compared, "train/loss"])
         page.wait_for_timeout(DRAWING_MS)
         page.screenshot(path=picture)
-        evaluation = f"experiments/{tracked.experiment}/runs/{tracked.stages['evaluate']}"
-        page.goto(f"{mlflow.uri}/#/{evaluation}/artifacts/report")
-        expect(page, ["index.html", ".png"])
+        run = tracked.stages["evaluate"]
+        page.goto(f"{mlflow.uri}/#/experiments/{tracked.experiment}/runs/{run}/artifacts/report")
+        expect(page, [Path(file).name for file in mlflow.files(run, "report")])
         assert not errors, errors
 
 
 def expect(page: Page, texts: Sequence[str]) -> None:
-    """Wait until each of `texts` stands on the page."""
+    """Wait until each of `texts`, as whole words, can be seen on the page."""
     for text in texts:
-        page.get_by_text(re.compile(re.escape(text))).first.wait_for(timeout=PATIENCE_MS)
+        words = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
+        page.get_by_text(words).filter(visible=True).first.wait_for(timeout=PATIENCE_MS)
 
 
 @contextmanager
@@ -63,8 +66,9 @@ def open_page(mlflow: Mlflow, chromium: str) -> Iterator[tuple[Page, list[str]]]
     errors: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
-        view = {"width": 1280, "height": 1280}
+        view = {"width": 1280, "height": 1600}
         page = browser.new_page(http_credentials=login, viewport=view)
+        page.add_init_script(SEEN_BEFORE)
         page.on("pageerror", lambda error: errors.append(str(error)))
         try:
             yield page, errors
