@@ -8,7 +8,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -43,6 +43,8 @@ class StoreFacts:
     """Entries that are decoded together."""
     count_type: str
     allows_duplicates: bool
+    has_checksums: bool
+    """Whether a changed byte of the counts is found when it is read."""
     n_fragments: int | None
     """None: not known of a remote store."""
     n_bytes: int | None
@@ -94,7 +96,7 @@ def store_facts(source: SomaSource) -> StoreFacts:
     """Read the schema; opens nothing else."""
     x = source.matrix
     options = x.schema_config_options()
-    dims = json.loads(options.dims)
+    dims, attrs = json.loads(options.dims), json.loads(options.attrs)
     folder = None if is_remote(x.uri) else Path(x.uri.removeprefix("file://"))
     return StoreFacts(
         n_cells=source.n_obs,
@@ -104,6 +106,7 @@ def store_facts(source: SomaSource) -> StoreFacts:
         capacity=int(options.capacity),
         count_type=str(x.schema.field("soma_data").type),
         allows_duplicates=bool(options.allows_duplicates),
+        has_checksums=all(map(_has_checksum, (*dims.values(), *attrs.values()))),
         n_fragments=None if folder is None else sum(1 for _ in (folder / "__fragments").iterdir()),
         n_bytes=None if folder is None else _n_bytes(folder),
     )
@@ -189,6 +192,10 @@ def _write_copy(uri: Path, csr: CsrCounts, gene_ids: tuple[str, ...], rows_per_t
     writer.create_store(uri, layout, {})
     writer.write_counts(uri, csr._replace(counts=csr.counts.astype(count_type)), 0)
     writer.mark_complete(uri, {})
+
+
+def _has_checksum(column: dict[str, Any]) -> bool:
+    return any(f["name"].startswith("CHECKSUM") for f in column["filters"])
 
 
 def _n_bytes(folder: Path) -> int:

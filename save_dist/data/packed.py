@@ -12,6 +12,7 @@ from jaxtyping import Int32, Int64, UInt16, UInt32
 from numpy import ndarray
 
 from save_dist.core.errors import DataError
+from save_dist.data.damage import stranger
 from save_dist.data.source import Entries, SomaSource
 
 
@@ -101,7 +102,8 @@ class _Packer:
             self._entries = self._entries.astype(np.uint32)
             bad = self._pack(entries)
         if bad >= 0:
-            raise DataError(
+            place = int(entries.joinids[bad]), int(entries.genes[bad])
+            raise stranger(self._uri, *place, self._joinids, self._place.size) or DataError(
                 f"cell {entries.joinids[bad]}, gene column {entries.genes[bad]} of {self._uri} "
                 f"holds {entries.counts[bad]}, which is no count; name the layer of raw counts "
                 "(whole numbers from 0 to 4294967295)"
@@ -169,7 +171,8 @@ def _pack(
 ) -> int:
     """Append the entries of vocabulary genes to `out`, and their runs to `rows` and `stops`.
 
-    Returns -1, or the first entry that is no count up to `limit`; `state` is then as before.
+    Returns -1, or the first entry that is no count up to `limit`, or of a cell or gene that was
+    not asked for; `state` is then as before.
     """
     last_id, row, last_column, in_order, n_entries, n_runs = state
     for i in range(ids.size):
@@ -180,11 +183,15 @@ def _pack(
             row += 1
             if row >= joinids.size or joinids[row] != last_id:
                 row = np.searchsorted(joinids, last_id)
+                if row == joinids.size or joinids[row] != last_id:
+                    return i
             if row < before:
                 in_order = 0
             rows[n_runs] = row
             n_runs += 1
         column = columns[i]
+        if column < 0 or column >= place.size:
+            return i
         if column <= last_column:
             in_order = 0
         last_column = column

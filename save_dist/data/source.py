@@ -3,14 +3,11 @@
 Knows nothing of minibatches, orders or ranks; `stream` decides which rows to ask for.
 """
 
-import dataclasses
 import json
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -20,23 +17,29 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from save_dist.core.durable import digest
-from save_dist.core.errors import DataError, InfrastructureError
+from save_dist.core.errors import DataError, InfrastructureError, SaveDistError
 from save_dist.core.memory import keep_freed_memory
 from save_dist.data.csr import CsrCounts as CsrCounts
 from save_dist.data.csr import CsrPiece, assemble, rows_of, sort_rows
+from save_dist.data.damage import COMPLETE_KEY as COMPLETE_KEY
+from save_dist.data.damage import (
+    STORE_ERRORS,
+    check_descriptions,
+    damaged_cell,
+    damaged_fragments,
+    remedy,
+    stranger,
+)
+from save_dist.data.locator import StoreLocator as StoreLocator
+from save_dist.data.locator import is_remote as is_remote
 
 GENE_ID_COLUMNS = ("gene_id", "var_id", "feature_id")
 """Where gene names stand: our own stores, tiledbsoma.io, CELLxGENE Census."""
 CELL_ID_COLUMNS = ("cell_id", "obs_id", "observation_joinid")
 """Where cell names stand, in the same order."""
 
-COMPLETE_KEY = "save_dist_complete"
-"""Experiment metadata: "false" while cells are being written. Stores of others have none."""
 ORIGIN_KEY = "save_dist_label_origin"
 """Experiment metadata: JSON of obs column -> origin of its labels."""
-
-_STORE_ERRORS = (tiledbsoma.SOMAError, RuntimeError)
-"""What a damaged or unreachable store raises; RuntimeError from the library beneath."""
 
 _X_COLUMNS = ("soma_dim_0", "soma_dim_1", "soma_data")
 # Local stores are read in portions whose tiles and Arrow columns find memory that is warm already:
@@ -44,45 +47,6 @@ _X_COLUMNS = ("soma_dim_0", "soma_dim_1", "soma_data")
 # trip for each, so it is asked for everything at once.
 _ENTRIES_PER_READ = 2**20
 _LOCAL_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 4 * 2**20, 64 * 2**20
-
-
-@dataclass(frozen=True)
-class StoreLocator:
-    """Where a store is and which of its matrices is meant; small, hashable, sent to workers."""
-
-    uri: str
-    timestamp: int | None = None
-    """Milliseconds since 1970: the store as it was then. None: as it is now."""
-    measurement: str = "RNA"
-    layer: str = "raw"
-    gene_column: str | None = None
-    """Column of var that names the genes; None: the first known one."""
-    cell_column: str | None = None
-    """Column of obs that names the cells; None: the first known one, else the joinid."""
-    value_filter: str | None = None
-    """Cells that count as the store's; None: all."""
-    tiledb: tuple[tuple[str, str], ...] = ()
-    """Settings of TileDB by name; credentials are never among them."""
-
-    def to_json(self, root: Path) -> dict[str, Any]:
-        """A store inside `root`, the run folder, is named relative to it: run folders move."""
-        facts = dataclasses.asdict(self)
-        if not is_remote(self.uri) and Path(self.uri).absolute().is_relative_to(root.absolute()):
-            facts["uri"] = os.path.relpath(self.uri, root)
-        return facts
-
-    @classmethod
-    def from_json(cls, facts: dict[str, Any], root: Path) -> "StoreLocator":
-        """Workers have another working folder: paths are made whole."""
-        uri = facts["uri"]
-        whole = uri if is_remote(uri) else str((root / uri).resolve())
-        settings = tuple((name, value) for name, value in facts.get("tiledb", ()))
-        return cls(**{**facts, "uri": whole, "tiledb": settings})
-
-
-def is_remote(uri: str) -> bool:
-    """Whether a store lies in an object store rather than in a folder."""
-    return "://" in uri and not uri.startswith("file://")
 
 
 class Entries(NamedTuple):
@@ -113,12 +77,16 @@ class SomaSource:
         self._experiment: Any = _open(locator, self._is_remote)
         try:
             self._check_complete()
+            if not self._is_remote:
+                check_descriptions(locator.uri, self._experiment.metadata)
             self._ms: Any = self._member(self._experiment.ms, locator.measurement, "measurement")
             self._x: Any = self._member(self._ms.X, locator.layer, "layer")
             self.n_genes = int(self._ms.var.count)
-        except _STORE_ERRORS as e:
+        except STORE_ERRORS as e:
+            matrix = f"{locator.uri}/ms/{locator.measurement}/X/{locator.layer}"
+            error = self._unreadable(matrix, lambda x: x.nnz, e)
             self.close()
-            raise InfrastructureError(f"could not read {locator.uri}: {e}") from e
+            raise error from e
         self._gene_dtype = np.uint16 if self.n_genes <= 2**16 else np.int32
         narrow = self._x.schema.field("soma_data").type in (pa.uint8(), pa.uint16())
         self._count_dtype = np.uint16 if narrow else np.float32
@@ -307,23 +275,60 @@ class SomaSource:
             start += part.size
 
     def _read_part(self, joinids: ndarray) -> Iterator[Entries]:
-        is_range = joinids[-1] - joinids[0] + 1 == joinids.size
-        ids = slice(int(joinids[0]), int(joinids[-1])) if is_range else joinids
         try:
-            # No result_order: sorting the result costs 16 times the read.
-            for table in self._x.read(coords=(ids,)).tables():
+            for table in _tables(self._x, joinids):
                 for part in table.to_batches():
                     yield Entries(*(part.column(name).to_numpy() for name in _X_COLUMNS))
-        except _STORE_ERRORS as e:
-            raise InfrastructureError(
-                f"could not read cells {joinids[0]}..{joinids[-1]} of {self.locator.uri}: {e}"
+        except STORE_ERRORS as e:
+            raise self._unreadable(
+                self._x.uri, lambda x: list(_tables(x, joinids)), e, joinids=joinids
             ) from e
+
+    def _unreadable(
+        self,
+        uri: str,
+        read: Callable[[Any], object],
+        e: Exception,
+        kind: Any = tiledbsoma.SparseNDArray,
+        joinids: ndarray | None = None,
+    ) -> SaveDistError:
+        """The error that names the fragment whose bytes have changed, if one has."""
+        context, until = self._experiment.context, self.locator.timestamp
+        found = [] if self._is_remote else damaged_fragments(kind, uri, context, until, read)
+        where = "" if joinids is None else f" at cells {joinids[0]}..{joinids[-1]}"
+        if not found:
+            return InfrastructureError(f"could not read {uri}{where}: {e}")
+        if joinids is not None:
+            where = self._origin(damaged_cell(joinids, lambda ids: list(_tables(self._x, ids))))
+        return DataError(
+            f"{' or '.join(found)} of {uri} is damaged{where}: {e}; these are not the bytes that "
+            f"were written: {remedy(self._experiment.metadata)}"
+        )
+
+    def _origin(self, cell: int) -> str:
+        """Cell, and the file it came from if obs says so, for a message."""
+        if "input" not in self.obs_columns:
+            return f" at cell {cell}"
+        try:
+            obs = self._experiment.obs.read(coords=(cell,), column_names=["input"]).concat()
+        except STORE_ERRORS:
+            return f" at cell {cell}"
+        return f" at cell {cell} (input {obs['input'][0]})"
 
     def _pack(self, entries: Entries, joinids: np.ndarray) -> CsrPiece:
         """Arrow columns (20 bytes an entry) as rows, genes, counts (8 bytes)."""
         genes = entries.genes.astype(self._gene_dtype)
         counts = entries.counts.astype(self._count_dtype)
-        return CsrPiece(rows_of(entries.joinids, joinids), genes, counts)
+        rows = rows_of(entries.joinids, joinids)
+        is_asked = joinids[np.minimum(rows, joinids.size - 1)] == entries.joinids
+        is_asked &= (entries.genes >= 0) & (entries.genes < self.n_genes)
+        if not is_asked.all():
+            bad = int(np.argmin(is_asked))
+            place = int(entries.joinids[bad]), int(entries.genes[bad])
+            error = stranger(self.locator.uri, *place, joinids, self.n_genes)
+            assert error is not None
+            raise error
+        return CsrPiece(rows, genes, counts)
 
     def _check_complete(self) -> None:
         if self._experiment.metadata.get(COMPLETE_KEY) == "false":
@@ -343,8 +348,7 @@ class SomaSource:
     def _read_obs(self, columns: list[str]) -> pd.DataFrame:
         wanted = self.locator.value_filter
         try:
-            read = self._experiment.obs.read(column_names=columns, value_filter=wanted)
-            table: pd.DataFrame = read.concat().to_pandas()
+            return self._read_frame(self._experiment.obs, columns, wanted)
         except (tiledbsoma.SOMAError, ValueError, SyntaxError, KeyError) as e:
             if wanted is None:
                 raise
@@ -352,11 +356,27 @@ class SomaSource:
                 f"obs of {self.locator.uri} cannot be filtered by {wanted!r}: {e}; columns: "
                 f"{', '.join(self.obs_columns)}; correct source.value_filter"
             ) from e
-        return table
 
-    def _read_frame(self, frame: Any, columns: list[str]) -> pd.DataFrame:
-        table: pd.DataFrame = frame.read(column_names=columns).concat().to_pandas()
-        return table
+    def _read_frame(
+        self, frame: Any, columns: list[str], wanted: str | None = None
+    ) -> pd.DataFrame:
+        def read(frame: Any) -> pd.DataFrame:
+            table = frame.read(column_names=columns, value_filter=wanted).concat()
+            return cast(pd.DataFrame, table.to_pandas())
+
+        try:
+            return read(frame)
+        except STORE_ERRORS as e:
+            if wanted is not None and "ChecksumError" not in str(e):
+                raise
+            raise self._unreadable(frame.uri, read, e, tiledbsoma.DataFrame) from e
+
+
+def _tables(x: Any, joinids: ndarray) -> Iterator[pa.Table]:
+    """Arrow tables of some cells. No result_order: sorting the result costs 16 times the read."""
+    is_range = joinids[-1] - joinids[0] + 1 == joinids.size
+    ids = slice(int(joinids[0]), int(joinids[-1])) if is_range else joinids
+    return iter(x.read(coords=(ids,)).tables())
 
 
 def _open(locator: StoreLocator, is_remote: bool) -> Any:

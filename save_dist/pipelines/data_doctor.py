@@ -85,6 +85,8 @@ def _fragments(facts: StoreFacts) -> Check:
         return Check("files", "ok", "in an object store, not counted")
     per_entry = facts.n_bytes / max(1, facts.n_entries)
     found = f"{facts.n_fragments} fragments, {facts.n_bytes} bytes, {per_entry:.2f} per count"
+    if not facts.has_checksums:
+        found += "; no checksums: a byte that changes may pass as another count"
     if facts.n_fragments > _MANY_FRAGMENTS:
         return Check("files", "warning", found, "consolidate it with TileDB, or ingest it anew")
     return Check("files", "ok", found)

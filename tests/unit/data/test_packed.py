@@ -1,11 +1,9 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from helpers_soma import CENSUS, OURS, add_entries
 from tiledbsoma import Experiment
 
-from save_dist.core.errors import DataError, InfrastructureError
+from save_dist.core.errors import DataError
 from save_dist.data.packed import PackedReader, gather_map
 from save_dist.data.source import SomaSource
 
@@ -129,13 +127,3 @@ def test_more_genes_than_16_bits(make_cells):
     packed = read(cells, cells.index.joinids)
     assert packed.entries.dtype == np.uint32
     assert packed.entries.tolist() == [[69_999, 7]]
-
-
-def test_a_store_that_breaks_is_an_infrastructure_error(make_cells):
-    cells = make_cells(np.ones((40, 3), dtype=int))
-    with SomaSource(cells.locator) as source:
-        reader = PackedReader(source, cells.gene_positions)
-        for file in Path(cells.locator.uri, "ms/RNA/X/raw/__fragments").glob("*/[!_]*.tdb"):
-            file.write_bytes(b"")
-        with pytest.raises(InfrastructureError, match=r"could not read cells 0\.\.78 of"):
-            reader.read(cells.index.joinids)

@@ -15,7 +15,7 @@ from save_dist.data.layout import Comparison, Pace, StoreFacts
 from save_dist.pipelines import data_doctor
 
 N_CELLS, N_GENES = 400, 90
-FACTS = StoreFacts(1000, 50, 20_000, (64, 50), 1280, "uint16", False, 3, 30_000)
+FACTS = StoreFacts(1000, 50, 20_000, (64, 50), 1280, "uint16", False, True, 3, 30_000)
 COMPARED = Comparison(500, 128, 0, 40, Pace(1000, 2.0, 1.0), Pace(1000, 1.0, 0.8), 1.4)
 
 
@@ -49,6 +49,7 @@ def test_facts_are_those_of_the_store(stores, name):
     assert min(summary["gain"], summary["cells_per_second"]) > 0
     found = {check.name: check.found for check in checks}
     entries = np.count_nonzero(counts, axis=1)
+    assert "no checksums: a byte that changes may pass" in found["files"]
     assert f"({entries.min()} to {entries.max()} in the sample)" in found["cells"]
     assert "400 cells copied into our layout" in found["re-ingest"]
     assert levels(checks)["tiles"] == ("ok" if name == "ours" else "warning")
