@@ -21,6 +21,7 @@ def score(cells: Cells, generated: CellTable, config: EvaluateConfig = CONFIG) -
         held_out=cells.held_out,
         generated=generated,
         conditions=cells.vocabulary.conditions,
+        gene_names=cells.vocabulary.genes.ids,
         config=config,
     )
 

@@ -8,7 +8,7 @@ its *training* cells: sharing the reference would share its noise and flatter ev
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from numpy import ndarray
 from scipy.special import stdtr
 
@@ -98,7 +98,7 @@ def compare_significant(
     """
     chosen = significant(p_values(real))
     n = int(chosen.sum())
-    shared = np.intersect1d(np.flatnonzero(chosen), _most_significant(found, n)).size
+    shared = np.intersect1d(np.flatnonzero(chosen), most_significant(found, n)).size
     return SignificantChange(
         n_significant=float(n),
         overlap_significant=shared / n if n else float("nan"),
@@ -155,13 +155,13 @@ def significant(p: Float64[ndarray, " gene"]) -> Bool[ndarray, " gene"]:
     return out
 
 
+def most_significant(sides: Sides, n: int) -> Int64[ndarray, " gene"]:
+    """The `n` genes of largest |t|: unlike p values, these never tie at 0."""
+    return np.argsort(-np.abs(_statistic(sides)), kind="stable")[:n]
+
+
 def _statistic(sides: Sides) -> Float64[ndarray, " gene"]:
     """Welch's t, 0 for a gene that is constant on both sides."""
     scale = np.sqrt(sides.condition.noise + sides.reference.noise)
     out: ndarray = np.divide(sides.change, scale, out=np.zeros(scale.size), where=scale > 0)
     return out
-
-
-def _most_significant(sides: Sides, n: int) -> ndarray:
-    """The `n` genes of largest |t|: unlike p values, these never tie at 0."""
-    return np.argsort(-np.abs(_statistic(sides)), kind="stable")[:n]

@@ -1,8 +1,9 @@
 """Small pieces of HTML. Every text that comes from data is escaped here and nowhere else."""
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from html import escape, unescape
 
 from save_dist.evaluation.style import CSS
 
@@ -27,6 +28,22 @@ def tag(name: str, content: str, **attributes: str) -> str:
 def text(name: str, content: str, **attributes: str) -> str:
     """An element around plain text."""
     return tag(name, escape(content), **attributes)
+
+
+def heading(title: str) -> str:
+    """A part of the page, with a name that `contents` leads to."""
+    return text("h2", title, id=_anchor(title))
+
+
+def contents(body: Sequence[str]) -> str:
+    """Links to the headings of the page."""
+    titles = [unescape(t) for t in re.findall(r"<h2 [^>]*>(.*?)</h2>", "\n".join(body))]
+    links = "".join(text("a", title, href=f"#{_anchor(title)}") for title in titles)
+    return tag("nav", links)
+
+
+def _anchor(title: str) -> str:
+    return "-".join(re.findall(r"[a-z0-9]+", title.lower()))
 
 
 def page(title: str, body: Iterable[str]) -> str:

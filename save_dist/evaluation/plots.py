@@ -7,6 +7,7 @@ Colours are those of Okabe and Ito, told apart by colour-blind readers too.
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
@@ -17,8 +18,9 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 
 from save_dist.core import seeding
+from save_dist.evaluation import catalogue
 from save_dist.evaluation.biology import pearson, r2
-from save_dist.evaluation.scores import Picture
+from save_dist.evaluation.scores import Picture, TopGenes
 
 OKABE_ITO = (
     "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#0072B2", "#E69F00",
@@ -30,6 +32,8 @@ _SIDE = 4.6
 _NAME_WIDTH, _NAME_HEIGHT = 0.021, 0.045
 """Size of a letter of a group's name, as a share of the axes."""
 _N_FIELDS = 20
+_MAX_LABEL = 28
+"""Letters of a row's label that fit beside a heat map on a phone."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,12 @@ def cells_by_group(picture: Picture, theme: Theme) -> Figure:
 
 
 def cells_by_column(
-    picture: Picture, column: int, categories: Sequence[str], theme: Theme
+    picture: Picture, column: int, categories: Sequence[str], generated: bool, theme: Theme
 ) -> Figure:
-    """One condition column; names stand at the median of their cells."""
+    """One condition column, real cells alone or generated ones alone, on the same plane.
+
+    Names stand where their cells are densest. Colours are those of both sides together.
+    """
     codes = picture.codes[:, column].astype(np.int64)
     counts = np.bincount(codes, minlength=len(categories))
     common = np.argsort(-counts, kind="stable")[:N_COLOURS]
@@ -107,8 +114,10 @@ def cells_by_column(
         groups[codes == code] = place
     if np.any(groups == len(common)):
         colours[f"{int((counts > 0).sum()) - len(common)} others"] = theme.muted
-    figure = _cells(picture, groups, colours, theme)
-    _name_groups(figure.axes[0], picture, groups, [categories[i] for i in common], theme)
+    side = np.flatnonzero(picture.is_generated == generated)
+    shown = picture.take(side)
+    figure = _cells(shown, groups[side], colours, theme, within=picture)
+    _name_groups(figure.axes[0], shown, groups[side], [categories[i] for i in common], theme)
     return figure
 
 
@@ -134,9 +143,8 @@ def genes(
 
 def heat_map(rows: Sequence[HeatRow], columns: Sequence[str], theme: Theme) -> Figure:
     """Normalised scores, one row per combination in the order given; pale is good."""
-    label_width = 0.075 * max(len(row.label) for row in rows) + 0.3
-    width = label_width + 0.78 * len(columns) + 1.5
-    figure, axes = _figure(width, 0.3 * len(rows) + 0.75, theme)
+    labels = [_shortened(row.label) for row in rows]
+    figure, axes = _figure(_SIDE + 0.6, 0.27 * len(rows) + 0.75, theme)
     values = np.array([[np.nan if v is None else v for v in row.values] for row in rows])
     stops = [theme.grid, "#E69F00", "#D55E00"]
     shade = LinearSegmentedColormap.from_list("score", stops).with_extremes(bad=theme.paper)
@@ -148,9 +156,79 @@ def heat_map(rows: Sequence[HeatRow], columns: Sequence[str], theme: Theme) -> F
     for i, row in enumerate((HeatRow("", "train | test", ()), *rows), start=-1):
         axes.text(len(columns) - 0.4, i, row.support, va="center", color=theme.muted, fontsize=8.5)
     axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_yticks(range(len(rows)), labels)
     _separate_fields(axes, len(columns), len(rows), theme)
     return figure
+
+
+def attention(
+    shares: Float64[ndarray, "value gene_block"], labels: Sequence[str], theme: Theme
+) -> Figure:
+    """Attention per condition value and gene block, as a multiple of an even share.
+
+    Blue is less than even, orange more; steps of the scale are equal factors, up to 2 each way or
+    as far as the values go.
+    """
+    n_rows, n_blocks = shares.shape
+    figure, axes = _figure(_SIDE + 0.6, 0.2 * n_rows + 1.1, theme)
+    times_even = np.log2(np.maximum(shares * n_blocks, 1e-6))
+    reach = float(np.clip(np.abs(times_even).max(), 0.1, 2.0))
+    stops = [theme.real, theme.grid, theme.generated]
+    shade = LinearSegmentedColormap.from_list("attention", stops)
+    image = axes.imshow(times_even, cmap=shade, vmin=-reach, vmax=reach, aspect="auto")
+    axes.set_yticks(range(n_rows), [_shortened(label) for label in labels])
+    axes.set_xticks(range(0, n_blocks, -(-n_blocks // 12)))
+    axes.set_xlabel("gene block")
+    _separate_fields(axes, n_blocks if n_blocks <= 40 else 1, n_rows, theme)
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.03)
+    ticks = np.array([-reach, 0.0, reach])
+    bar.set_ticks(ticks.tolist(), labels=[f"{2.0**tick:.2f}x" for tick in ticks])
+    bar.ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8, length=0)
+    for spine in bar.ax.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
+def violins(top: TopGenes, theme: Theme) -> Figure:
+    """Expression of each gene in control, real and generated cells; bars are medians."""
+    sides = {
+        catalogue.CONTROL: ("control", theme.muted),
+        catalogue.REAL: ("real", theme.real),
+        catalogue.GENERATED: ("generated", theme.generated),
+    }
+    figure, axes = _figure(_SIDE + 0.6, 3.2, theme)
+    for offset, (side, (name, colour)) in zip((-0.27, 0.0, 0.27), sides.items(), strict=True):
+        places = np.arange(len(top.genes)) + offset
+        values = [_spread(column) for column in top.values[side].T]
+        found = axes.violinplot(values, places, widths=0.25, showextrema=False, showmedians=True)
+        bodies: Any = found["bodies"]  # matplotlib types it as one collection, it is a list
+        for body in bodies:
+            body.set(facecolor=colour, edgecolor="none", alpha=0.85)
+        found["cmedians"].set(color=theme.ink, linewidth=1.2)
+        axes.scatter([], [], s=40, color=colour, label=name)
+    axes.set_xticks(range(len(top.genes)), top.genes)
+    axes.set_ylabel("log expression")
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.grid(axis="y", color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    _legend(axes, theme, below=True, drop=0.1)
+    return figure
+
+
+def _spread(values: ndarray) -> ndarray:
+    """The values; equal ones apart by a hair, since no density can be drawn of a point."""
+    if np.ptp(values) > 0:
+        return values
+    out: ndarray = values + np.linspace(-1e-3, 1e-3, len(values))
+    return out
+
+
+def _shortened(label: str) -> str:
+    """Beginning and end of a label that is too long."""
+    if len(label) <= _MAX_LABEL:
+        return label
+    half = (_MAX_LABEL - 1) // 2
+    return f"{label[:half].rstrip()}…{label[-half:].lstrip()}"
 
 
 def _separate_fields(axes: Axes, n_columns: int, n_rows: int, theme: Theme) -> None:
@@ -199,8 +277,12 @@ def _cells(
     colours: Mapping[str, str],
     theme: Theme,
     in_order: bool = False,
+    within: Picture | None = None,
 ) -> Figure:
-    """Cells in mixed order, so that no group hides another; `in_order` draws later ones on top."""
+    """Cells in mixed order, so that no group hides another; `in_order` draws later ones on top.
+
+    The axes hold the plane of `within`, so that figures of parts of it can be compared.
+    """
     figure, axes = _figure(_SIDE, _SIDE + 0.5, theme)
     order = seeding.generator(0, "drawing_order").permutation(len(groups))
     if in_order:
@@ -210,6 +292,11 @@ def _cells(
     size = float(np.clip(12_000 / max(len(groups), 1), 2, 16))
     axes.scatter(x, y, s=size, c=shades[groups[order]], linewidth=0, alpha=0.8)
     axes.set(xticks=[], yticks=[])
+    if within is not None and len(within.points):
+        low, high = within.points.min(axis=0), within.points.max(axis=0)
+        edge = 0.04 * np.maximum(high - low, 1e-9)
+        axes.set(xlim=(low[0] - edge[0], high[0] + edge[0]))
+        axes.set(ylim=(low[1] - edge[1], high[1] + edge[1]))
     for spine in axes.spines.values():
         spine.set_visible(False)
     for name, colour in colours.items():
@@ -252,8 +339,10 @@ def _densest(places: Float[ndarray, "cell 2"]) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def _legend(axes: Axes, theme: Theme, below: bool = False) -> None:
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": 3} if below else {}
+def _legend(axes: Axes, theme: Theme, below: bool = False, drop: float = 0.0) -> None:
+    """Names of the colours; below the axes, by `drop` of their height."""
+    anchor = {"loc": "upper center", "bbox_to_anchor": (0.5, -drop), "ncols": 3}
+    place = anchor if below else {}
     axes.legend(
         frameon=False, fontsize=8.5, labelcolor=theme.ink, handletextpad=0.3, columnspacing=1.0,
         **place,

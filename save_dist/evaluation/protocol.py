@@ -26,12 +26,14 @@ from save_dist.evaluation.combination import (
 )
 from save_dist.evaluation.discrimination import with_discrimination
 from save_dist.evaluation.pool import Job, one_thread, run_jobs
+from save_dist.evaluation.responders import rank_responders
 from save_dist.evaluation.scores import (
     CombinationScores,
     GroupProfiles,
     Picture,
     Scores,
     SpaceFacts,
+    TopGenes,
 )
 from save_dist.evaluation.space import Space, TrainCells, fit_space
 from save_dist.evaluation.tables import CellTable, Codes, check_tables
@@ -55,6 +57,7 @@ def evaluate(
     held_out: CellTable,
     generated: CellTable,
     conditions: ConditionVocabulary,
+    gene_names: Sequence[str],
     config: EvaluateConfig,
     n_workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -68,6 +71,7 @@ def evaluate(
         held_out: real cells of combinations that training never saw; may be empty.
         generated: cells of the model; further combinations are ignored.
         conditions: what the codes mean, and which value of a column is its reference.
+        gene_names: names of the genes, in the order of the counts.
         config: settings of the protocol.
         n_workers: processes; the scores do not depend on it.
         progress: called with jobs done and jobs in all.
@@ -97,6 +101,7 @@ def evaluate(
         generated=generated,
         space=space,
         conditions=conditions,
+        gene_names=tuple(gene_names),
         n_max=config.n_max,
         seed=seed,
         generated_rows=generated.rows_by_combination(),
@@ -112,12 +117,20 @@ class _Gathered:
 
     results: dict[Codes, CombinationResult] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)
+    top_genes: list[TopGenes] = field(default_factory=list)
 
-    def add(self, result: CombinationResult | Picture) -> None:
+    def add(self, result: CombinationResult | Picture | TopGenes) -> None:
         if isinstance(result, Picture):
             self.pictures.append(result)
+        elif isinstance(result, TopGenes):
+            self.top_genes.append(result)
         else:
             self.results[result.codes] = result
+
+    @property
+    def n_done(self) -> int:
+        """Jobs that are done."""
+        return len(self.results) + len(self.pictures) + len(self.top_genes)
 
 
 def _run(
@@ -140,15 +153,17 @@ def _run(
         first = maker.conditions.decode_one(missing[0])
         logger.warning("event=combinations_not_generated n=%d first=%s", len(missing), first)
     gathered = _Gathered()
-    total = len(combinations) + 1
+    total = len(combinations) + 1 + len(maker.expressed())
 
-    def report(result: CombinationResult | Picture) -> None:
+    def report(result: CombinationResult | Picture | TopGenes) -> None:
         gathered.add(result)
         if progress is not None:
-            progress(len(gathered.results) + len(gathered.pictures), total)
+            progress(gathered.n_done, total)
 
     picture: list[Job[Any]] = [maker.picture(n_picture_cells)]
-    run_jobs(chain(picture, maker.tasks()), shared, min(n_workers, total), report)
+    run_jobs(
+        chain(picture, maker.expressions(), maker.tasks()), shared, min(n_workers, total), report
+    )
     return gathered
 
 
@@ -188,6 +203,10 @@ def _scores(maker: TaskMaker, gathered: _Gathered, config: EvaluateConfig) -> Sc
         combinations=tuple(scored),
         missing=tuple(maker.conditions.decode_one(codes) for codes in missing),
         remarks=tuple(_remarks(maker, config)),
+        responders=tuple(rank_responders(gathered.results, maker, config.responders)),
+        top_genes=tuple(
+            sorted(gathered.top_genes, key=lambda t: (not t.is_held_out, *t.condition.values()))
+        ),
         profiles=dict(_profiles(groups, gathered.results)),
         picture=gathered.pictures[0],
     )
@@ -272,6 +291,9 @@ def _remarks(maker: TaskMaker, config: EvaluateConfig) -> Iterator[str]:
         f"Combinations with fewer than {config.min_cells} cells are listed, not averaged; "
         "intervals are bootstrap 95% over combinations."
     )
+    space_names = {maker.gene_names[i] for i in space.genes.tolist()}
+    if absent := [gene for gene in config.responders if gene not in space_names]:
+        yield f"Genes of known response that are not among those compared: {', '.join(absent)}."
     if maker.real.held_out:
         yield (
             "Of held-out combinations the gene shuffle is made from the held-out cells "

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from save_dist.core.durable import write_bytes, write_json
 from save_dist.evaluation import catalogue, markup, plots, sections
+from save_dist.evaluation.attention import AttentionMap
 from save_dist.evaluation.drawings import Drawing, Series, drawings
 from save_dist.evaluation.enrichment import Enrichment
 from save_dist.evaluation.scores import GroupScores, Scores
@@ -18,6 +19,8 @@ PAGE = "index.html"
 METRICS_FILE = "metrics.json"
 BLOCKS_FILE = "blocks.tsv"
 """Every gene set that shares a gene with a block."""
+ATTENTION_FILE = "attention.tsv"
+"""What share of attention every block gets, per network and condition value."""
 
 _TABLE_DISTANCES = {"energy": "energy s", "mmd2": "MMD s"}
 _TABLE_METRICS = {
@@ -49,6 +52,7 @@ def write_report(
     provenance: Mapping[str, Any],
     notes: Sequence[str] = (),
     enriched: Sequence[Enrichment] = (),
+    attention: AttentionMap | None = None,
 ) -> Path:
     """Write index.html, metrics.json and the pictures; gives the path of the page.
 
@@ -60,13 +64,17 @@ def write_report(
             the page, other mappings are folded, texts of several lines (a config) too.
         notes: what a reader must know first, e.g. "cell_type labels are marker-derived".
         enriched: gene sets in the gene blocks; goes to blocks.tsv, too.
+        attention: of condition values over gene blocks; goes to attention.tsv, too.
     """
-    drawn = [_draw(folder, drawing) for drawing in drawings(scores, curves)]
+    drawn = [_draw(folder, drawing) for drawing in drawings(scores, curves, attention)]
     value = {"scores": scores.to_json(), "provenance": dict(provenance), "notes": list(notes)}
     write_json(folder / METRICS_FILE, value)
     if enriched:
         write_bytes(folder / BLOCKS_FILE, _as_table(enriched).encode())
-    body = _body(scores, drawn, provenance, notes, enriched)
+    if attention is not None:
+        write_bytes(folder / ATTENTION_FILE, ("\n".join(attention.lines()) + "\n").encode())
+    first, *rest = _body(scores, drawn, provenance, notes, enriched)
+    body = [first, markup.contents(rest), *rest]
     write_bytes(folder / PAGE, markup.page("save_dist report", body).encode())
     return folder / PAGE
 
@@ -93,6 +101,28 @@ def scores_table(scores: Scores) -> Table:
             if candidate in group.metrics:
                 title = f"{GROUP_TITLES[name].split()[0]}: {catalogue.CANDIDATES[candidate][0]}"
                 table.add_row(title.lower(), *_table_cells(group, candidate))
+    return table
+
+
+def responders_table(scores: Scores) -> Table:
+    """Ranks of the genes of known response, held-out combinations first, for a terminal.
+
+    A row per combination and column; a cell is the rank of the predicted change and, in brackets,
+    that of the real one.
+    """
+    genes = list(dict.fromkeys(r.gene for r in scores.responders))
+    table = Table(title="Genes of known response: rank of the predicted (real) change")
+    table.add_column("", no_wrap=True)
+    for gene in genes:
+        table.add_column(gene, justify="right")
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for found in sorted(scores.responders, key=lambda r: r.group != catalogue.HELD_OUT):
+        held_out = " (held out)" if found.group == catalogue.HELD_OUT else ""
+        label = " / ".join(found.condition.values()) + held_out
+        row = rows.setdefault((label, found.column), {})
+        row[found.gene] = f"{found.predicted_rank} ({found.real_rank})"
+    for (label, _), row in rows.items():
+        table.add_row(label, *(row[gene] for gene in genes))
     return table
 
 
@@ -143,24 +173,55 @@ def _body(
     yield from sections.head(scores, provenance, notes)
     yield from sections.score_bars(scores)
     yield from sections.held_out(scores)
-    yield markup.text("h2", "Cells side by side")
+    yield markup.heading("Cells side by side")
     yield markup.text(
         "p", "UMAP of equal numbers of real and generated cells per combination, in one space."
     )
     yield _figures(drawn, "cells", css="figures two")
-    yield markup.text("h2", "Genes")
+    yield from _top_genes(scores, drawn)
+    yield markup.heading("All genes")
     for name in GROUP_TITLES:
         yield _figures(drawn, f"genes-{name}")
-    yield markup.text("h2", "Combinations, worst first")
-    yield _figures(drawn, "combinations", css="wide")
+    yield markup.heading("Combinations, worst first")
+    yield _figures(drawn, "combinations", css="figures two")
     yield from sections.combinations(scores)
     yield from sections.all_numbers(scores)
-    yield from sections.gene_blocks(enriched)
+    yield from _blocks(drawn, enriched)
     if any(d.drawing.section == "training" for d in drawn):
-        yield markup.text("h2", "Training")
+        yield markup.heading("Training")
         yield _figures(drawn, "training")
     yield from sections.how_to_read(scores)
     yield from sections.provenance_section(provenance, scores)
+
+
+def _top_genes(scores: Scores, drawn: Sequence[_Drawn]) -> Iterator[str]:
+    """Genes that change most, and those whose response is known."""
+    if not scores.top_genes and not scores.responders:
+        return
+    yield markup.heading("Genes that change most")
+    if scores.top_genes:
+        yield markup.text(
+            "p",
+            "Genes of most significant real change against the control (Welch's t), in the "
+            f"{len(scores.top_genes)} largest combinations that have a control; held-out ones "
+            "come first. Training saw no real cell of those.",
+        )
+        yield _figures(drawn, "violins", css="figures two")
+    yield from sections.responders(scores)
+
+
+def _blocks(drawn: Sequence[_Drawn], enriched: Sequence[Enrichment]) -> Iterator[str]:
+    """Attention over gene blocks, and what the blocks are about."""
+    if any(d.drawing.section == "attention" for d in drawn):
+        yield markup.heading("Attention to gene blocks")
+        yield markup.text(
+            "p",
+            "How the attention of a network's last layer is shared out among gene blocks, "
+            "averaged over heads, over the blocks that ask, and over real test cells of each "
+            "condition value; every combination counts the same. attention.tsv has the numbers.",
+        )
+        yield _figures(drawn, "attention", css="figures two")
+    yield from sections.gene_blocks(enriched)
 
 
 def _figures(drawn: Sequence[_Drawn], section: str, css: str = "figures") -> str:

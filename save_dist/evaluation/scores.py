@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jaxtyping import Bool, Float32, Int16
+from jaxtyping import Bool, Float32, Int16, Int64
 from numpy import ndarray
 
 from save_dist.evaluation import catalogue
@@ -108,6 +108,11 @@ class Picture:
     is_generated: Bool[ndarray, " cell"]
     is_held_out: Bool[ndarray, " cell"]
 
+    def take(self, rows: Int64[ndarray, " row"]) -> "Picture":
+        """The cells at `rows`."""
+        sides = (self.points, self.codes, self.is_generated, self.is_held_out)
+        return Picture(*(side[rows] for side in sides))
+
 
 @dataclass(frozen=True)
 class GroupProfiles:
@@ -115,6 +120,50 @@ class GroupProfiles:
 
     real: GeneProfile
     generated: GeneProfile
+
+
+@dataclass(frozen=True)
+class TopGenes:
+    """The genes that change most in a combination, cell by cell.
+
+    Args:
+        condition: value per column.
+        column: the column in which the control differs.
+        is_held_out: whether training never saw the combination.
+        genes: names, largest |t| of the real change first.
+        values: log-normalised expression of control, real and generated cells.
+    """
+
+    condition: Mapping[str, str]
+    column: str
+    is_held_out: bool
+    genes: tuple[str, ...]
+    values: Mapping[str, Float32[ndarray, "_cell gene"]]
+
+
+@dataclass(frozen=True)
+class Responder:
+    """A gene of known response in one combination.
+
+    Args:
+        condition: value per column.
+        column: the column along which it changes.
+        group: `seen` or `held_out`.
+        gene: its name.
+        real_change: log-fold change of real cells.
+        predicted_change: that of generated ones.
+        real_rank: 1 if no gene of the real cells changes more, in either direction.
+        predicted_rank: the same of generated ones.
+    """
+
+    condition: Mapping[str, str]
+    column: str
+    group: str
+    gene: str
+    real_change: float
+    predicted_change: float
+    real_rank: int
+    predicted_rank: int
 
 
 @dataclass(frozen=True)
@@ -132,6 +181,8 @@ class Scores:
         combinations: every combination with real and generated cells.
         missing: combinations with real but no generated cells.
         remarks: what a reader must know of how the numbers were made.
+        responders: genes of known response, if any were asked for.
+        top_genes: genes of largest change in a few combinations, for the picture; not in the JSON.
         profiles: gene profiles per group, for the picture; not in the JSON.
         picture: cells for the scatter; not in the JSON.
     """
@@ -146,6 +197,8 @@ class Scores:
     combinations: tuple[CombinationScores, ...]
     missing: tuple[Mapping[str, str], ...]
     remarks: tuple[str, ...]
+    responders: tuple[Responder, ...]
+    top_genes: tuple[TopGenes, ...] = field(repr=False)
     profiles: Mapping[str, GroupProfiles] = field(repr=False)
     picture: Picture = field(repr=False)
 
@@ -165,6 +218,7 @@ class Scores:
             "combinations": [_listed(asdict(c)) for c in self.combinations],
             "missing": [dict(condition) for condition in self.missing],
             "remarks": list(self.remarks),
+            "responders": [asdict(r) for r in self.responders],
         }
 
     def flat(self) -> dict[str, float]:

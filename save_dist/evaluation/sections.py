@@ -8,7 +8,13 @@ from save_dist.evaluation import catalogue, markup
 from save_dist.evaluation.catalogue import CANDIDATES, FLOOR, GENERATED, MARGINAL
 from save_dist.evaluation.drawings import label_of
 from save_dist.evaluation.enrichment import Enrichment
-from save_dist.evaluation.scores import Average, CombinationScores, GroupScores, Scores
+from save_dist.evaluation.scores import (
+    Average,
+    CombinationScores,
+    GroupScores,
+    Responder,
+    Scores,
+)
 from save_dist.evaluation.verdict import GROUP_TITLES, comparisons, score_of, sentences
 
 MAX_LISTED = 200
@@ -20,6 +26,7 @@ MAX_RATE = 0.05
 TRAINED = "trained"
 """Key of the provenance that is shown at the top: what was trained on what."""
 
+_DISTANCE_PANELS = catalogue.DISTANCES
 _AUC_PANELS = ("c2st_trees_gene", "c2st_trees_pca", "c2st_logistic_gene", "c2st_logistic_pca")
 _HELD_OUT_METRICS = ("c2st_trees_gene", "mean_r2", "zero_difference")
 
@@ -35,7 +42,7 @@ def head(scores: Scores, provenance: Mapping[str, Any], notes: Sequence[str]) ->
     named = ((name, scores.group(name)) for name in GROUP_TITLES)
     cards = [_card(group, name) for name, group in named if group is not None]
     yield markup.tag("div", "".join(cards), class_="verdict")
-    yield markup.text("h2", "What was trained on what")
+    yield markup.heading("What was trained on what")
     yield markup.facts(provenance.get(TRAINED, {}))
     yield from (markup.text("p", note, class_="note") for note in notes)
 
@@ -76,7 +83,7 @@ def _tile(value: str, label: str) -> str:
 
 def score_bars(scores: Scores) -> Iterator[str]:
     """Floor, baselines and the model as bars, for every distance and classifier."""
-    yield markup.text("h2", "Scores beside floor and baselines")
+    yield markup.heading("Scores beside floor and baselines")
     yield markup.text(
         "p",
         "A distance alone says little. The floor is the distance between two halves of the real "
@@ -87,9 +94,17 @@ def score_bars(scores: Scores) -> Iterator[str]:
         group = scores.group(name)
         if group is not None and group.n_averaged:
             yield markup.text("h3", f"{title}, {group.n_averaged} averaged")
-            panels = [_score_panel(group, d) for d in catalogue.DISTANCES]
-            panels += [_auc_panel(group, m) for m in _AUC_PANELS]
-            yield markup.tag("div", "".join(panels), class_="panels")
+            first, more = _DISTANCE_PANELS, _AUC_PANELS
+            yield _panels(group, first[:2], more[:2])
+            yield markup.folded(
+                "Wasserstein distances and linear classifiers", _panels(group, first[2:], more[2:])
+            )
+
+
+def _panels(group: GroupScores, distances: Sequence[str], classifiers: Sequence[str]) -> str:
+    panels = [_score_panel(group, d) for d in distances]
+    panels += [_auc_panel(group, m) for m in classifiers]
+    return markup.tag("div", "".join(panels), class_="panels")
 
 
 def _score_panel(group: GroupScores, distance: str) -> str:
@@ -125,7 +140,7 @@ def held_out(scores: Scores) -> Iterator[str]:
     outcomes = {c.rival: c.outcome for c in comparisons(group, catalogue.HELD_OUT)}
     changes = [m for m in _known_metrics(group) if m.startswith(("change_slope", "change_pcc"))]
     metrics = [*_HELD_OUT_METRICS, *changes]
-    yield markup.text("h2", "Held-out combinations against simple methods")
+    yield markup.heading("Held-out combinations against simple methods")
     yield markup.text(
         "p",
         "Training saw each of these values, but never together. Whoever wants such cells could "
@@ -157,7 +172,7 @@ def _held_out_row(group: GroupScores, key: str, metrics: list[str], outcome: str
 
 def all_numbers(scores: Scores) -> Iterator[str]:
     """Every metric of every candidate, averaged."""
-    yield markup.text("h2", "All numbers")
+    yield markup.heading("All numbers")
     yield markup.text(
         "p",
         "Means over combinations of the same weight; in brackets the bootstrap 95% interval. "
@@ -241,11 +256,37 @@ def _combination_row(combination: CombinationScores, metrics: Sequence[str]) -> 
     return markup.row([*cells, *(markup.number(values.get(m)) for m in metrics)])
 
 
+def responders(scores: Scores) -> Iterator[str]:
+    """Where genes of known response stand among the changes, held-out combinations first."""
+    if not scores.responders:
+        return
+    yield markup.text("h3", "Genes of known response")
+    yield markup.text(
+        "p",
+        "Rank among all compared genes by the size of the change; 1 changes most. Where a gene "
+        "leads the real change, it should lead the predicted one.",
+    )
+    ordered = sorted(scores.responders, key=lambda r: r.group != catalogue.HELD_OUT)
+    head = ["", "Gene", "Real change", "Predicted", "Real rank", "Predicted rank"]
+    content = markup.table(head, map(_responder_row, ordered[:MAX_LISTED]))
+    if (more := len(ordered) - MAX_LISTED) > 0:
+        content += markup.text("p", f"{more} more stand in metrics.json.", class_="muted")
+    yield markup.folded(f"Gene by gene ({len(ordered)})", content)
+
+
+def _responder_row(found: Responder) -> str:
+    held_out = " (held out)" if found.group == catalogue.HELD_OUT else ""
+    changes = (f"{change:+.2f}" for change in (found.real_change, found.predicted_change))
+    ranks = map(str, (found.real_rank, found.predicted_rank))
+    label = " / ".join(found.condition.values()) + held_out
+    return markup.row([label, (found.gene, "text"), *changes, *ranks])
+
+
 def gene_blocks(found: Sequence[Enrichment]) -> Iterator[str]:
     """The gene sets that stand out most in each block."""
     if not found:
         return
-    yield markup.text("h2", "What the gene blocks are about")
+    yield markup.heading("What the gene blocks are about")
     yield markup.text(
         "p",
         "Gene sets that share more genes with a block than chance would have it: one-sided "
@@ -269,7 +310,7 @@ def _enriched_row(block: int, found: Enrichment) -> str:
 
 def how_to_read(scores: Scores) -> Iterator[str]:
     """What the numbers are made of."""
-    yield markup.text("h2", "How to read this")
+    yield markup.heading("How to read this")
     items = [f"{title}: {what}." for title, what in CANDIDATES.values()]
     items += scores.remarks
     yield markup.tag("ul", "".join(markup.text("li", item) for item in items))
@@ -277,7 +318,7 @@ def how_to_read(scores: Scores) -> Iterator[str]:
 
 def provenance_section(provenance: Mapping[str, Any], scores: Scores) -> Iterator[str]:
     """Hashes, versions, settings."""
-    yield markup.text("h2", "Where this comes from")
+    yield markup.heading("Where this comes from")
     plain = {k: v for k, v in provenance.items() if not isinstance(v, Mapping)}
     long = {k: v for k, v in plain.items() if isinstance(v, str) and "\n" in v}
     yield markup.facts({k: v for k, v in plain.items() if k not in long})

@@ -27,6 +27,10 @@ h2 { font-size: 1.4rem; line-height: 1.25; letter-spacing: -.01em; margin: 4rem 
   font-weight: 650; }
 h3 { font-size: 1rem; margin: 2rem 0 .5rem; font-weight: 620; }
 p { margin: .4rem 0 1rem; max-width: 46rem; }
+nav { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1.4rem 0 0; }
+nav a { color: var(--ink); background: var(--raised); border-radius: 99px; text-decoration: none;
+  padding: .3rem .85rem; font-size: .85rem; }
+nav a:hover, nav a:focus { outline: 2px solid var(--real); }
 .eyebrow { color: var(--muted); font-size: .82rem; letter-spacing: .06em;
   text-transform: uppercase; margin: 0; }
 .lead { font-size: 1.08rem; color: var(--muted); }

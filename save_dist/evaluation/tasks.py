@@ -1,5 +1,6 @@
 """What each combination is compared with: its cells, and the training cells of its baselines."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from save_dist.core import seeding
 from save_dist.evaluation import baselines, catalogue
 from save_dist.evaluation.case import Case, Reference
 from save_dist.evaluation.combination import CombinationTask
+from save_dist.evaluation.expression import ExpressionJob
 from save_dist.evaluation.moments import Moments
 from save_dist.evaluation.picture import PictureJob
 from save_dist.evaluation.space import MIN_CELLS, Space, TrainCells
@@ -19,6 +21,8 @@ from save_dist.vocab.conditions import ConditionVocabulary
 
 POOL = 4
 """Cells sent along for drawing, as a multiple of n_max: enough for seeds to differ."""
+N_EXPRESSED = 6
+"""Combinations whose most changed genes are shown, held-out ones first."""
 
 Rows = Int64[ndarray, " row"]
 
@@ -78,6 +82,7 @@ class TaskMaker:
         generated: cells of the model.
         space: where cells are compared.
         conditions: what the codes mean.
+        gene_names: names of the vocabulary's genes.
         n_max: cells per side at most.
         seed: of the choice of cells that are sent along.
     """
@@ -88,6 +93,7 @@ class TaskMaker:
     generated: CellTable
     space: Space
     conditions: ConditionVocabulary
+    gene_names: tuple[str, ...]
     n_max: int
     seed: int
     generated_rows: Mapping[Codes, Rows]
@@ -119,6 +125,41 @@ class TaskMaker:
         )
         held_out = np.array([tuple(row) in self.real.held_out for row in cells.codes.tolist()])
         return PictureJob(cells, np.repeat([False, True], real.n_cells), held_out, self.seed)
+
+    def expressed(self) -> list[tuple[Codes, int, Codes]]:
+        """Combinations whose most changed genes are shown: column and control of each.
+
+        The largest ones with a reference, held-out ones first.
+        """
+        by_size = sorted(
+            self.combinations(),
+            key=lambda codes: (codes not in self.real.held_out, -len(self.real.rows[codes])),
+        )
+        columns = baselines.reference_codes(self.conditions)
+        pairs = ((codes, column) for codes in by_size for column in columns)
+        found = (
+            (codes, column, control)
+            for codes, column in pairs
+            if (control := self._control(codes, column)) is not None and self._is_large(codes)
+        )
+        return list(itertools.islice(found, N_EXPRESSED))
+
+    def expressions(self) -> Iterator[ExpressionJob]:
+        """One job for each of `expressed`, made when asked for."""
+        for codes, column, control in self.expressed():
+            yield ExpressionJob(
+                condition=self.conditions.decode_one(codes),
+                column=self.conditions.columns[column],
+                is_held_out=codes in self.real.held_out,
+                control=self._some(self.real, self.real.rows[control], control),
+                real=self._some(self.real, self.real.rows[codes], codes),
+                generated=self._some(self.generated, self.generated_rows[codes], codes),
+                gene_names=self.gene_names,
+            )
+
+    def _is_large(self, codes: Codes) -> bool:
+        """Whether real and generated cells are enough for a picture of their distribution."""
+        return min(len(self.real.rows[codes]), len(self.generated_rows[codes])) >= MIN_CELLS
 
     def _case(self, codes: Codes) -> Case:
         held_out = codes in self.real.held_out
@@ -169,28 +210,33 @@ class TaskMaker:
     def _references(self, codes: Codes) -> Iterator[Reference]:
         """Of every column whose reference has cells enough in test and in training."""
         for column in baselines.reference_codes(self.conditions):
-            if (reference := self._reference(codes, column)) is not None:
+            if (reference := self.reference(codes, column)) is not None:
                 yield reference
 
     def reference_offset(self, codes: Codes, column: int) -> Float64[ndarray, " gene"] | None:
         """Mean profile of real test cells at the reference of a column minus that of training."""
-        reference = self._reference(codes, column)
+        reference = self.reference(codes, column)
         return None if reference is None else reference.test.mean - reference.train.mean
 
-    def _reference(self, codes: Codes, column: int) -> Reference | None:
-        code = baselines.reference_codes(self.conditions)[column]
-        reference = (*codes[:column], code, *codes[column + 1 :])
-        if reference == codes or not baselines.is_known(reference, self.known):
-            return None
-        rows = self.real.rows.get(reference)
-        if rows is None or len(rows) < MIN_CELLS:
+    def reference(self, codes: Codes, column: int) -> Reference | None:
+        """The cells at the reference of a column; None if they are too few, or the same."""
+        reference = self._control(codes, column)
+        if reference is None:
             return None
         if reference not in self._test_moments:
+            rows = self.real.rows[reference]
             cells = self.space.read(self._some(self.real, rows, reference))
             evenly = np.argsort(np.arange(cells.n_cells) % 2, kind="stable")  # donors in each half
             self._test_moments[reference] = cells.moments, cells.take(evenly).halves
         name = self.conditions.columns[column]
         return Reference(name, *self._test_moments[reference], self.known.moments(reference))
+
+    def _control(self, codes: Codes, column: int) -> Codes | None:
+        """The same combination at the reference of a column, if it has cells enough."""
+        code = baselines.reference_codes(self.conditions)[column]
+        control = (*codes[:column], code, *codes[column + 1 :])
+        is_known = control != codes and baselines.is_known(control, self.known)
+        return control if is_known and len(self.real.rows.get(control, ())) >= MIN_CELLS else None
 
     def _some(self, cells: CellTable | Real, rows: Rows, codes: Codes) -> Counts:
         """Counts of the rows of a combination, of a random part of them if they are many."""

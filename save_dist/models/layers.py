@@ -31,14 +31,29 @@ class SelfAttention(nn.Module):
         self, h: Float[Tensor, "cell token width"], n_kept: int | None = None
     ) -> Float[Tensor, "cell kept width"]:
         """Mixture of all tokens' values for each of the first `n_kept` tokens (None: all)."""
-        N, T, M = h.shape
-        qkv = self.qkv(h).view(N, T, 3, self.n_heads, M // self.n_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k, v = self._split(h)
+        T = h.shape[1]
         is_short = h.device.type == "cpu" and T <= _FEW_TOKENS
         attend = _attend_to_few if is_short else functional.scaled_dot_product_attention
         mixed = attend(q[:, :, :n_kept], k, v)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
+
+    def weights(
+        self, h: Float[Tensor, "cell token width"], n_kept: int | None = None
+    ) -> Float[Tensor, "cell kept token"]:
+        """How much each of the first `n_kept` tokens attends to each token, mean over heads."""
+        q, k, _ = self._split(h)
+        scores = q[:, :, :n_kept] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        mean: Tensor = scores.softmax(-1).mean(dim=1)
+        return mean
+
+    def _split(self, h: Float[Tensor, "cell token width"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (cell, head, token, part)."""
+        N, T, M = h.shape
+        qkv = self.qkv(h).view(N, T, 3, self.n_heads, M // self.n_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return q, k, v
 
 
 def _attend_to_few(

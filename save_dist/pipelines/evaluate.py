@@ -12,15 +12,16 @@ from save_dist.data.lazy import soma_reader
 from save_dist.data.source import SomaSource
 from save_dist.data.splits import HELD_OUT, TEST, TRAIN, CellIndex
 from save_dist.data.subsample import sample_combinations, sample_split
+from save_dist.evaluation.attention import attention_map
 from save_dist.evaluation.enrichment import GeneSet, enrich, read_gene_sets
 from save_dist.evaluation.protocol import CellTable, Scores
 from save_dist.evaluation.protocol import evaluate as score
-from save_dist.evaluation.report import scores_table, write_report
+from save_dist.evaluation.report import responders_table, scores_table, write_report
 from save_dist.pipelines.context import Context, Summary, finished, record
 from save_dist.pipelines.provenance import provenance, versions
 from save_dist.pipelines.train import open_vocabulary
 from save_dist.stores.atlas_reader import choose_cells
-from save_dist.stores.bundle import load_bundle
+from save_dist.stores.bundle import ModelBundle, load_bundle
 from save_dist.stores.vocabulary import RunVocabulary
 from save_dist.tracking.progress import render_table
 from save_dist.tracking.tracker import read_records
@@ -30,7 +31,7 @@ TRAIN_CELLS = 20_000
 """Training cells at most that principal components and baselines are fitted on."""
 TABLE_FILE = "scores.txt"
 """The final table, as printed."""
-CURVES = ("train/loss", "train/kl", "val/reconstruction", "val/kl")
+CURVES = ("train/loss", "train/kl", "val/loss", "val/reconstruction", "val/kl")
 """Series of the journal that the report shows."""
 DRAWS = 4
 """Cells read per combination and side, as a multiple of evaluate.n_max."""
@@ -47,32 +48,41 @@ def evaluate(config: EvaluateJob | PipelineJob, context: Context) -> Summary:
         return summary
 
     sets = _gene_sets(config, vocabulary)
+    bundle = load_bundle(context.paths.model)
     with (
         SomaSource(vocabulary.store) as source,
         context.progress.task("evaluating", None, "jobs") as task,
     ):
+        tables = _tables(config, context, vocabulary, source)
         scores = score(
-            **_tables(config, context, vocabulary, source),
+            **tables,
             conditions=vocabulary.conditions,
+            gene_names=vocabulary.genes.ids,
             config=config.evaluate,
             n_workers=config.evaluate.n_workers,
             progress=lambda done, total: task.update(done, total=total),
         )
         stamp = _stamp(scores, generated, vocabulary, source)
+        attention = attention_map(
+            bundle.vae, tables["test"], vocabulary.conditions, config.run.seed
+        )
 
     write_report(
         context.paths.report,
         scores,
         curves=_curves(context),
         provenance={
-            "trained": _trained(vocabulary, context),
+            "trained": _trained(vocabulary, bundle),
             **stamp,
             "versions": provenance(context.paths),
         },
         notes=_notes(vocabulary),
         enriched=[] if sets is None else enrich(block_genes(vocabulary), sets),
+        attention=attention,
     )
     table = render_table(scores_table(scores))
+    if scores.responders:
+        table += render_table(responders_table(scores))
     write_bytes(context.paths.report / TABLE_FILE, table.encode())
     sys.stdout.write(table)
     journal = context.journal.child("evaluate")
@@ -133,9 +143,9 @@ def _generated(context: Context) -> Summary:
     return summary
 
 
-def _trained(vocabulary: RunVocabulary, context: Context) -> dict[str, str]:
+def _trained(vocabulary: RunVocabulary, bundle: ModelBundle) -> dict[str, str]:
     """What was trained on what, in words."""
-    index, bundle = vocabulary.index, load_bundle(context.paths.model)
+    index = vocabulary.index
     vae, flow, reflow = bundle.vae_config, bundle.flow_config, bundle.reflow_config
     held_out = [" ".join(c.values()) for c in vocabulary.conditions.held_out]
     return {

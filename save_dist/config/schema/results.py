@@ -231,6 +231,9 @@ class EvaluateConfig(Section):
     """Real and generated cells in the UMAP picture."""
     n_workers: Positive = 2
     """Processes; the scores do not depend on it."""
+    responders: list[str] = []
+    """Genes of known response, by the gene names of the model (say ISG15 for interferon): where
+    each stands among the real and the predicted changes of every combination."""
     gene_sets: Path | None = None
     """A .gmt or .gmt.gz file of gene sets (of GO, say) to look for in the gene blocks, by the gene
     names of the model; null: no such table."""

@@ -12,10 +12,17 @@ from save_dist.vocab.conditions import ConditionVocabulary
 
 TYPES = ("B", "NK", "T")
 N_GENES = 60
+GENE_NAMES = tuple(f"GENE{i}" for i in range(N_GENES))
 COMBINATIONS = tuple((c, t) for c in range(2) for t in range(3))
 HELD_OUT = (1, 2)
 CONFIG = EvaluateConfig(
-    n_max=80, min_cells=40, seeds=[0, 1], n_components=8, n_bootstrap=100, umap_cells=20
+    n_max=80,
+    min_cells=40,
+    seeds=[0, 1],
+    n_components=8,
+    n_bootstrap=100,
+    umap_cells=20,
+    responders=["GENE24", "GENE32", "GENE1", "ABSENT"],
 )
 
 
@@ -84,7 +91,10 @@ def score(real, conditions):
             patch.setitem(classify._TREES, "max_iter", 8)
             if not with_classifiers:
                 patch.setattr(classify, "MIN_CELLS", 10**9)
-            return evaluate(**tables, generated=generated, conditions=conditions, config=CONFIG)
+            return evaluate(
+                **tables, generated=generated, conditions=conditions, gene_names=GENE_NAMES,
+                config=CONFIG,
+            )  # fmt: skip
 
     return run
 

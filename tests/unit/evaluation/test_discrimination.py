@@ -52,8 +52,9 @@ def scored(generated, drugs=range(5)):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classify, "MIN_CELLS", 10**9)
         scores = evaluate(
-            **table, held_out=nothing, generated=generated, conditions=conditions, config=config
-        )
+            **table, held_out=nothing, generated=generated, conditions=conditions,
+            gene_names=[f"g{i}" for i in range(40)], config=config,
+        )  # fmt: skip
     return scores.seen.metrics
 
 

@@ -3,10 +3,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from save_dist.evaluation import plots
+from save_dist.evaluation.attention import AttentionMap
 from save_dist.evaluation.drawings import drawings
 from save_dist.evaluation.picture import plane
 from save_dist.evaluation.plots import Curve, HeatRow
-from save_dist.evaluation.scores import Picture
+from save_dist.evaluation.scores import Picture, TopGenes
 
 CATEGORIES = tuple(f"type {i}" for i in range(20))
 
@@ -19,10 +20,24 @@ def picture():
     return Picture(points, codes, rng.random(400) < 0.5, codes[:, 0] == 3)
 
 
+def by_column(picture, theme, generated=True):
+    return plots.cells_by_column(picture, 0, CATEGORIES, generated, theme)
+
+
+def top_genes():
+    rng = np.random.default_rng(0)
+    values = {s: rng.gamma(2, size=(30, 2)).astype(np.float32) for s in ("control", "real")}
+    constant = np.zeros((30, 2), dtype=np.float32)
+    names = {"condition": "stim", "cell_type": "B"}
+    return TopGenes(names, "condition", True, ("ISG15", "IFIT1"), {**values, "generated": constant})
+
+
 FIGURES = {
     "source": lambda p, t: plots.cells_by_source(p, t),
     "group": lambda p, t: plots.cells_by_group(p, t),
-    "column": lambda p, t: plots.cells_by_column(p, 0, CATEGORIES, t),
+    "column": lambda p, t: by_column(p, t),
+    "attention": lambda p, t: plots.attention(np.full((2, 4), 0.25), ["a: b", "a: c"], t),
+    "violins": lambda p, t: plots.violins(top_genes(), t),
     "genes": lambda p, t: plots.genes(np.arange(5.0), np.arange(5.0) ** 1.1, "mean", t),
     "heat": lambda p, t: plots.heat_map([HeatRow("a / b", "9 | 3", (0.1, None))], ["E", "W"], t),
     "training": lambda p, t: plots.training([Curve("train", [1, 2], [3.0, 2.0])], "loss", t),
@@ -55,15 +70,28 @@ def legend(figure):
     return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
 
+def test_real_and_generated_cells_stand_on_the_same_plane(picture):
+    real, made = (by_column(picture, plots.LIGHT, generated=g).axes[0] for g in (False, True))
+    n_shown = [len(axes.collections[0].get_offsets()) for axes in (real, made)]
+    assert n_shown == [np.sum(~picture.is_generated), np.sum(picture.is_generated)]
+    assert (real.get_xlim(), real.get_ylim()) == (made.get_xlim(), made.get_ylim())
+
+
+def test_long_labels_keep_both_ends():
+    rows = [HeatRow("cell_type: " + 40 * "x" + " (12)", "", (0.1,))]
+    label = plots.heat_map(rows, ["E"], plots.LIGHT).axes[0].get_yticklabels()[0].get_text()
+    assert label.startswith("cell_type: x") and label.endswith("(12)") and len(label) <= 28
+
+
 def test_rare_categories_share_a_colour(picture):
-    names = legend(plots.cells_by_column(picture, 0, CATEGORIES, plots.LIGHT))
+    names = legend(by_column(picture, plots.LIGHT))
     assert len(names) == plots.N_COLOURS + 1
     assert names[-1] == f"{20 - plots.N_COLOURS} others"
 
 
 def test_categories_without_cells_are_not_named(picture):
     few = Picture(picture.points, picture.codes % 2 * 5, picture.is_generated, picture.is_held_out)
-    assert legend(plots.cells_by_column(few, 0, CATEGORIES, plots.LIGHT)) == ["type 0", "type 5"]
+    assert legend(by_column(few, plots.LIGHT)) == ["type 0", "type 5"]
 
 
 def test_colours_of_sources(picture):
@@ -122,11 +150,16 @@ def test_drawings_of_scores(perfect):
         "train/loss": ([1, 2], [3.0, 2.0]),
         "vae/train/empty": ([], []),
     }
-    names = [d.name for d in drawings(perfect, curves)]
+    attention = AttentionMap((("t", "a"),), np.array([3]), *2 * [np.full((1, 4), 0.25)])
+    found = drawings(perfect, curves, attention)
+    names = [d.name for d in found]
     assert names == [
-        "umap-source", "umap-column-0", "umap-column-1", "umap-held-out",
+        "umap-source", "umap-column-0-real", "umap-column-0-generated",
+        "umap-column-1-real", "umap-column-1-generated", "umap-held-out",
+        "violins-0", "violins-1", "violins-2",
         "genes-seen-mean", "genes-seen-variance", "genes-seen-zeros",
         "genes-held-out-mean", "genes-held-out-variance", "genes-held-out-zeros",
-        "combinations", "training-0", "training-1", "training-2",
+        "combinations", "attention-decoder", "attention-encoder",
+        "training-0", "training-1", "training-2",
     ]  # fmt: skip
-    assert [d.caption for d in drawings(perfect, curves)[-3:]] == ["loss", "flow loss", "vae loss"]
+    assert [d.caption for d in found[-3:]] == ["loss", "flow loss", "vae loss"]

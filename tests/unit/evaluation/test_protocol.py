@@ -10,6 +10,7 @@ from save_dist.evaluation.protocol import CellTable, evaluate
 
 COMBINATIONS = tuple((c, t) for c in range(2) for t in range(3))
 HELD_OUT = (1, 2)
+GENE_NAMES = tuple(f"GENE{i}" for i in range(60))
 
 
 def empty_like(table):
@@ -103,13 +104,13 @@ def test_scores_do_not_depend_on_the_number_of_processes(perfect, world, real, c
     generated = world.table(COMBINATIONS, 100, seed=4)
     one, two = (
         evaluate(
-            **real, generated=generated, conditions=conditions, config=config,
-            n_workers=n, progress=lambda n, total: done.append((n, total)),
+            **real, generated=generated, conditions=conditions, gene_names=GENE_NAMES,
+            config=config, n_workers=n, progress=lambda n, total: done.append((n, total)),
         )
         for n in (1, 2)
     )  # fmt: skip
     assert one.to_json() == two.to_json()
-    assert done == 2 * [(i, 7) for i in range(1, 8)]
+    assert done == 2 * [(i, 10) for i in range(1, 11)]
 
 
 def test_flat_names_for_a_tracker(perfect):

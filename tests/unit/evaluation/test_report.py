@@ -1,15 +1,18 @@
 import json
 import re
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from save_dist.evaluation import markup
-from save_dist.evaluation.drawings import heat_rows
+from save_dist.evaluation.attention import AttentionMap
+from save_dist.evaluation.drawings import MAX_ROWS, heat_rows, value_rows
 from save_dist.evaluation.enrichment import Enrichment
-from save_dist.evaluation.report import scores_table, write_report
+from save_dist.evaluation.report import responders_table, scores_table, write_report
 
 CURVES = {"vae/train/loss": ([1, 2, 3], [3.0, 2.0, 1.5])}
 PROVENANCE = {
@@ -64,7 +67,8 @@ def test_page_is_one_file_without_script_or_outside_resource(folder):
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert page.links
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    outside = [link for link in page.links if not link.startswith(("data:image/png;base64,", "#"))]
+    assert outside == []
     assert not re.search(r"https?://|@import|url\(", (folder / "index.html").read_text())
 
 
@@ -93,6 +97,67 @@ def test_page_says_what_matters(folder, perfect):
         "2.13", "n/2",
     ):  # fmt: skip
         assert words in text
+
+
+def test_contents_lead_to_headings(folder):
+    text = (folder / "index.html").read_text()
+    links = re.findall(r'href="#([^"]+)"', text)
+    assert len(links) >= 9
+    assert links == re.findall(r'<h2 id="([^"]+)"', text)
+
+
+def test_known_responders_are_ranked_on_the_page_and_in_the_terminal(folder, perfect):
+    held_out = [r for r in perfect.responders if r.group == "held_out"]
+    assert [r.gene for r in held_out] == ["GENE24", "GENE32", "GENE1"]
+    strong = {r.gene: r for r in held_out}
+    assert abs(strong["GENE32"].real_change) > abs(strong["GENE1"].real_change)  # only 4n respond
+    assert strong["GENE32"].predicted_rank < strong["GENE1"].predicted_rank
+    text = " ".join(read(folder / "index.html").text)
+    assert "Genes of known response" in text
+    assert "not among those compared: ABSENT" in text
+    table = responders_table(perfect)
+    assert [column.header for column in table.columns] == ["", "GENE24", "GENE32", "GENE1"]
+    first = [next(iter(column.cells)) for column in table.columns[:2]]
+    ranks = strong["GENE24"]
+    assert first == ["stim / T (held out)", f"{ranks.predicted_rank} ({ranks.real_rank})"]
+
+
+def test_attention_as_a_table():
+    shares = np.array([[0.2, 0.8], [0.5, 0.5]])
+    rows = (("condition", "ctrl"), ("cell_type", "B"))
+    attention = AttentionMap(rows, np.array([7, 9]), shares, shares[::-1])
+    lines = list(attention.lines())
+    assert lines[0].split("\t") == ["network", "column", "value", "n_cells", "block_0", "block_1"]
+    assert lines[1] == "encoder\tcondition\tctrl\t7\t0.2\t0.8"
+    assert lines[4] == "decoder\tcell_type\tB\t9\t0.2\t0.8"
+
+
+@pytest.mark.slow
+def test_two_thousand_conditions_stay_a_page(perfect, tmp_path):
+    combinations = tuple(
+        replace(c, condition={"condition": f"drug-{i}", "cell_type": f"t{j}"})
+        for i in range(50)
+        for j, c in enumerate(8 * perfect.combinations[:5])
+    )
+    categories = (tuple(f"drug-{i}" for i in range(50)), tuple(f"t{j}" for j in range(40)))
+    many = replace(perfect, combinations=combinations, categories=categories)
+    assert len(many.combinations) == 2000
+    shares = np.random.default_rng(0).dirichlet(np.ones(100), 2040)
+    rows = tuple(("drug", f"drug-{i}") for i in range(2040))
+    attention = AttentionMap(rows, np.ones(2040, dtype=np.int64), shares, shares)
+    start = time.perf_counter()
+    page = write_report(tmp_path, many, curves=CURVES, provenance={}, attention=attention)
+    assert time.perf_counter() - start < 60  # 8 s on a quiet machine
+    assert page.stat().st_size < 6e6
+    text = " ".join(read(page).text)
+    assert "the worst 40 of 2000 combinations" in text
+    assert "1800 more stand in metrics.json" in text
+    for name in ("combinations-by-value.png", "attention-decoder.png"):
+        assert (tmp_path / name).is_file()
+    assert len((tmp_path / "attention.tsv").read_text().splitlines()) == 1 + 2 * 2040
+    assert (
+        len(json.loads((tmp_path / "metrics.json").read_text())["scores"]["combinations"]) == 2000
+    )
 
 
 def test_metrics_file_holds_scores_and_provenance(folder, perfect):
@@ -164,7 +229,9 @@ def test_many_combinations_are_averaged_per_value(perfect):
         for i in range(12)
         for c in perfect.combinations
     )
-    rows = heat_rows(replace(perfect, combinations=combinations))
+    many = replace(perfect, combinations=combinations)
+    assert len(heat_rows(many)) == MAX_ROWS
+    rows = value_rows(many)
     labels = {row.label for row in rows}
     assert "condition: ctrl (36)" in labels
     assert "cell_type: t3 (6)" in labels

@@ -73,7 +73,8 @@ def score(tables_, n_types, config=CONFIG):
         reference={"condition": "ctrl"},
         held_out=({"condition": "stim", "type": f"t{n_types - 1}"},),
     )
-    return evaluate(**tables_, conditions=conditions, config=config)
+    names = [f"g{i}" for i in range(tables_["train"].counts.shape[1])]
+    return evaluate(**tables_, conditions=conditions, gene_names=names, config=config)
 
 
 @pytest.fixture
