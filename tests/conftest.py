@@ -148,3 +148,27 @@ def tiny_run(tmp_path_factory, tiny_cells, ray_session):
 def tiny_copy(tiny_run, tmp_path):
     """A copy of the tiny run, for tests that run jobs in it."""
     return Path(shutil.copytree(tiny_run, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def template_db(tmp_path_factory):
+    """A migrated MLflow database: the first start on a new file takes seconds, a copy none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
+        import mlflow
+
+        path = tmp_path_factory.mktemp("mlflow") / "template.db"
+        mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def server(template_db, tmp_path):
+    """An own, empty MLflow database."""
+    from mlflow_server import Server
+
+    path = tmp_path / "mlflow" / "mlflow.db"
+    path.parent.mkdir()
+    shutil.copy(template_db, path)
+    return Server(f"sqlite:///{path}")

@@ -17,10 +17,11 @@ from typer.core import TyperGroup
 
 from save_dist.cli.endings import ending
 from save_dist.cli.simulate import simulation
+from save_dist.cli.track import tracking
 from save_dist.cluster import submit as submission
 from save_dist.cluster.jobs import RayJobs
 from save_dist.config import schema
-from save_dist.config.load import JOBS, config_hash, dump_yaml, load, read_yaml, resolved
+from save_dist.config.load import JOBS, config_hash, dump_yaml, load, resolved
 from save_dist.core import lease
 from save_dist.core.durable import write_bytes
 from save_dist.core.errors import ConfigError
@@ -32,7 +33,6 @@ from save_dist.pipelines import status as progress_of
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.provenance import provenance
 from save_dist.tracking.mlflow import Mirror
-from save_dist.tracking.mlflow import sync as replay
 from save_dist.tracking.progress import make_progress, render_table
 from save_dist.tracking.tracker import open_journal
 
@@ -68,16 +68,7 @@ app.add_typer(
 )
 
 
-@app.command(help="Send MLflow what it missed while it was slow or down.")
-def sync(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
-    """Replay the journal of a run to the server its configuration names."""
-
-    def work() -> Summary:
-        paths = RunPaths(run)
-        tracking = schema.TrackingConfig.model_validate(read_yaml(paths.config)["tracking"])
-        return {"points": replay(paths.metrics, tracking.uri, tracking.experiment)}
-
-    raise typer.Exit(ending(work, {"verb": "sync"}))
+app.add_typer(tracking, name="track", help="MLflow: what it missed, its models, the champion.")
 
 
 @app.command(help="Check every byte of an atlas against its receipts and plan.")
@@ -146,14 +137,16 @@ def schedule_tick(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: 
 
     def work() -> Summary:
         asked = load(schema.GenerateJob, config, set_)
-        tick = schedule.look(asked)
-        summary.update(run_dir=str(tick.paths.root), plan_hash=tick.plan_hash)
+        tick = schedule.look(asked, schedule.present_model(asked))
+        summary.update(
+            run_dir=str(tick.paths.root), plan_hash=tick.plan_hash, model=str(tick.model)
+        )
         if tick.atlas is not None:
             return {"did": "nothing: the atlas is complete", "atlas": str(tick.atlas)}
         with lease.hold(tick.lease) as is_ours:
             if not is_ours:
                 return {"did": "nothing: another run makes this atlas"}
-            schedule.take_model(tick, RunPaths(asked.run.dir).model)
+            schedule.take_model(tick)
             return {"did": "generated", "stages": _execute("generate", tick.config)}
 
     raise typer.Exit(ending(work, summary, writes_result=True))

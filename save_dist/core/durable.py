@@ -113,6 +113,32 @@ def publish_folder(target: Path, about: dict[str, Any]) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def adopt_folder(target: Path) -> Iterator[Path]:
+    """Bring a folder that was published elsewhere: on leaving, `aside/whole` becomes `target`.
+
+    Several processes may bring the same folder at once. The block checks what it brings.
+
+    Raises:
+        InfrastructureError: if the disk refuses (full, read-only); `target` is untouched.
+    """
+    aside = _aside(target)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for path in sorted(p for p in (aside / "whole").rglob("*") if p.is_file()):
+            _sync_file(path)
+        try:
+            _swap(aside / "whole", target)
+        except OSError:
+            if not target.exists():  # else another process brought it in this moment
+                raise
+    except OSError as e:
+        raise _refused(target, e) from e
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def recover_folder(target: Path) -> None:
     """Put back the folder that a crash left set aside while it was being replaced.
 

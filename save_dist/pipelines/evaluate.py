@@ -87,7 +87,7 @@ def evaluate(config: EvaluateJob | PipelineJob, context: Context) -> Summary:
     sys.stdout.write(table)
     journal = context.journal.child("evaluate")
     journal.params({**stamp, "versions": versions()})
-    journal.metrics(scores.flat(), step=0)
+    journal.metrics(scores.flat(), step=0, model=generated["model_hash"])
     journal.artifact(context.paths.report, "report")
     return record(context, "evaluate", key, scores.headline())
 

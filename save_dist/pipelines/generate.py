@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 
 from save_dist.cluster import generate as cluster_generate
 from save_dist.config.schema import GenerateJob, PipelineJob
@@ -62,7 +63,7 @@ def plan_for(config: GenerateJob | PipelineJob, paths: RunPaths) -> GridPlan:
     Raises:
         AtlasError: if the folder holds an atlas that the grid does not merely add to.
     """
-    asked = fresh_plan(config, paths)
+    asked = fresh_plan(config, paths.model)
     if not paths.atlas.exists():
         return asked
     record = read_record(paths.atlas)
@@ -77,9 +78,9 @@ def plan_for(config: GenerateJob | PipelineJob, paths: RunPaths) -> GridPlan:
     return continued(GridPlan.from_json(record.plan, asked.model), asked)
 
 
-def fresh_plan(config: GenerateJob | PipelineJob, paths: RunPaths) -> GridPlan:
-    """The plan of the configured grid alone, for the run's model."""
-    model = load_bundle(paths.model).facts
+def fresh_plan(config: GenerateJob | PipelineJob, folder: Path) -> GridPlan:
+    """The plan of the configured grid alone, for the model in a folder."""
+    model = load_bundle(folder).facts
     return plan_grid(settle(config.grid, model), settle_output(config.output, model), model)
 
 

@@ -69,7 +69,7 @@ def mlflow(tracking: TrackingConfig, run: Path, environment: Mapping[str, str]) 
     question = urllib.request.Request(  # noqa: S310 (http or https, as tested above)
         uri.rstrip("/") + _QUESTION, headers=_login(environment)
     )
-    remedy = "metrics are kept in metrics.jsonl; once it runs: save-dist sync RUN"
+    remedy = "metrics are kept in metrics.jsonl; once it runs: save-dist track sync RUN"
     try:
         with urllib.request.urlopen(question, timeout=MLFLOW_TIMEOUT_S):  # noqa: S310
             return Check("mlflow", "ok", f"{redact(uri)} answers")

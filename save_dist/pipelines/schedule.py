@@ -2,7 +2,8 @@
 
 Every pair of model and grid has a folder of its own below the run, named by its plan, with a copy
 of the model. So a new model or another grid never touches what was made before, and an atlas
-keeps the model it came from. Which atlases there are stands in the run's catalogue.
+keeps the model it came from. Which atlases there are stands in the run's catalogue. The present
+model is the champion of the registry, or without MLflow the one that the run exported.
 """
 
 import shutil
@@ -14,9 +15,12 @@ from save_dist.core.durable import verify_folder
 from save_dist.core.errors import CheckpointError
 from save_dist.core.paths import ATLASES, RunPaths
 from save_dist.pipelines.generate import fresh_plan
+from save_dist.pipelines.promotion import registry
 from save_dist.stores.catalogue import newest_complete
 
 LEASE = "lease.json"
+CHAMPIONS = "champions"
+"""Folder in the scratch of a run; holds models that were fetched from the registry."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Tick:
     config: GenerateJob
     """The job, its run folder that of the plan."""
     plan_hash: str
+    model: Path
+    """Folder of the present model."""
     atlas: Path | None
     """The newest complete atlas of this model and grid; None: it has to be made."""
 
@@ -40,17 +46,34 @@ class Tick:
         return self.paths.root / LEASE
 
 
-def look(config: GenerateJob) -> Tick:
-    """What is asked for, and whether it is there; changes nothing."""
+def present_model(config: GenerateJob) -> Path:
+    """Folder of the model that atlases are made with now; a champion is fetched if need be.
+
+    Raises:
+        CheckpointError: if MLflow has no champion, or its files are not what was registered.
+        InfrastructureError: if MLflow does not answer.
+    """
+    paths, tracking = RunPaths(config.run.dir), config.tracking
+    if tracking.backend == "none":
+        return paths.model
+    known = registry(tracking, paths.root)
+    champion = known.champion()
+    folder = paths.scratch / CHAMPIONS / champion.model_hash[:16]
+    known.fetch(champion, folder)
+    return folder
+
+
+def look(config: GenerateJob, model: Path) -> Tick:
+    """What is asked for with a model, and whether it is there; changes nothing."""
     base = RunPaths(config.run.dir)
-    plan = fresh_plan(config, base)
+    plan = fresh_plan(config, model)
     folder = base.root / ATLASES / plan.hash[:16]
     run = config.run.model_copy(update={"dir": folder})
     found = newest_complete(base.catalogue, model_hash=plan.model.hash, plan_hash=plan.hash)
-    return Tick(config.model_copy(update={"run": run}), plan.hash, found)
+    return Tick(config.model_copy(update={"run": run}), plan.hash, model, found)
 
 
-def take_model(tick: Tick, source: Path) -> None:
+def take_model(tick: Tick) -> None:
     """Copy the model beside its atlas, unless a whole copy is there.
 
     Raises:
@@ -62,5 +85,5 @@ def take_model(tick: Tick, source: Path) -> None:
         return
     except CheckpointError:
         shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target)
+    shutil.copytree(tick.model, target)
     verify_folder(target)

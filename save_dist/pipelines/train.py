@@ -3,7 +3,7 @@
 from save_dist.cluster import train as cluster_train
 from save_dist.config.load import config_hash
 from save_dist.config.schema import PipelineJob, StoppingConfig, TrainJob
-from save_dist.core.durable import digest, read_json
+from save_dist.core.durable import MANIFEST, digest, read_json
 from save_dist.core.errors import ConfigError, DataError
 from save_dist.data.splits import TRAIN, VALIDATION
 from save_dist.pipelines.context import Context, Summary, finished, record
@@ -29,10 +29,10 @@ def train(config: TrainJob | PipelineJob, context: Context) -> Summary:
 
     n_steps = cluster_train.remaining(plan)
     for stage in plan.training.stages:
-        context.journal.child(stage).start(plan.hash_of(stage))
-        context.journal.child(stage).params({stage: plan.section(stage).model_dump(mode="json")})
+        _announce(stage, plan, vocabulary, context)
     cluster_train.fit(plan, config.cluster, context.journal, context.progress)
     for stage in plan.training.stages:
+        _name_checkpoints(stage, context)
         context.journal.child(stage).end("FINISHED")
 
     summary = {"steps": n_steps, "stages": plan.training.stages}
@@ -40,6 +40,26 @@ def train(config: TrainJob | PipelineJob, context: Context) -> Summary:
         return summary
     summary["model_hash"] = export(plan, vocabulary, config, context)
     return record(context, "train", key, summary)
+
+
+def _announce(stage: str, plan: TrainPlan, vocabulary: RunVocabulary, context: Context) -> None:
+    """Tell the trackers what a stage is about to do, and with which cells."""
+    journal, store = context.journal.child(stage), vocabulary.store
+    journal.start(plan.hash_of(stage))
+    journal.params({stage: plan.section(stage).model_dump(mode="json")})
+    time = "" if store.timestamp is None else f"?timestamp={store.timestamp}"
+    facts = {"n_cells": vocabulary.index.where(TRAIN).n_cells, "n_genes": len(vocabulary.genes)}
+    journal.dataset(
+        context.paths.root.name, f"{store.uri}{time}", vocabulary.hash, "training", facts
+    )
+
+
+def _name_checkpoints(stage: str, context: Context) -> None:
+    """Tell the trackers which checkpoints a stage has left."""
+    for place in sorted(context.paths.checkpoints(stage).glob("step-*")):
+        if (place / MANIFEST).is_file():
+            found = read_json(place / MANIFEST)
+            context.journal.child(stage).checkpoint(place, found["step"], digest(found["files"]))
 
 
 def make_plan(
@@ -77,6 +97,7 @@ def export(
     context: Context,
 ) -> str:
     """Averaged weights, vocabulary and provenance -> the model folder; returns its hash."""
+    stages = ", ".join(plan.training.stages)
     model_hash = save_bundle(
         context.paths.model,
         vae=training.load_vae(plan, vocabulary),
@@ -89,12 +110,13 @@ def export(
         vae_config=config.vae,
         flow_config=config.flow,
         reflow_config=config.reflow if plan.flow_stage == "reflow" else None,
-        about=provenance(context.paths)
-        | {"config_hash": config_hash(config), "stages": ", ".join(plan.training.stages)},
+        about=provenance(context.paths) | {"config_hash": config_hash(config), "stages": stages},
         transport=_transport(plan, vocabulary) if "transport" in plan.training.stages else None,
         latent_means=training.latent_means(plan, vocabulary),
     )
-    context.journal.artifact(context.paths.model, "model")
+    context.journal.model(
+        context.paths.model, model_hash, {"config_hash": config_hash(config), "stages": stages}
+    )
     return model_hash
 
 

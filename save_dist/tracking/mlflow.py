@@ -8,7 +8,6 @@ the same folder or by `sync`.
 import fcntl
 import hashlib
 import logging
-import os
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -17,28 +16,15 @@ from typing import IO, Any
 from save_dist.core.durable import digest
 from save_dist.core.errors import InfrastructureError
 from save_dist.core.redaction import redact
+from save_dist.tracking.connection import default_uri, quiet
 from save_dist.tracking.replay import MirrorState, Replayer, read_chunk
 
 _log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 LONGEST_WAIT_S = 60.0
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout ends with the JSON summary
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the mirror itself tries again, for ever
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Makes the UI open an experiment on its runs, not on the traces of language models."""
-
-
-def default_uri(run_dir: Path) -> str:
-    """The database used when no server is named: one file in the run folder."""
-    return f"sqlite:///{run_dir.resolve() / 'mlflow.db'}"
 
 
 class Mirror:
@@ -75,7 +61,7 @@ class Mirror:
 
     def start(self) -> None:
         """Begin to mirror; returns at once."""
-        _quiet_mlflow()
+        quiet()
         self._thread.start()
 
     def stop(self, timeout_s: float = 60.0) -> bool:
@@ -89,7 +75,7 @@ class Mirror:
         if n_pending:
             _log.warning(
                 "event=tracking_pending bytes=%d journal=%s uri=%s; metrics.jsonl is complete; "
-                "send the rest with `save-dist sync` or by running the same command again",
+                "send the rest with `save-dist track sync` or by running the same command again",
                 n_pending,
                 self._link.journal,
                 redact(self._link.uri),
@@ -120,7 +106,7 @@ def sync(journal: Path, uri: str | None, experiment: str) -> int:
     Raises:
         InfrastructureError: if the server cannot be reached, or a job is mirroring just now.
     """
-    _quiet_mlflow()
+    quiet()
     link = _Link(journal, uri or default_uri(journal.parent), experiment)
     try:
         return link.send_all()
@@ -222,13 +208,6 @@ class _Link:
                 "wait for it to end"
             ) from e
         self._lock = lock
-
-
-def _quiet_mlflow() -> None:
-    """Settings MLflow reads from the environment, at its import and at every call."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def _short(error: BaseException) -> str:

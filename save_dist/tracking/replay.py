@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from save_dist.core.durable import read_json, write_json
+from save_dist.tracking.registry import HASH_TAG, find_logged, keep_checkpoint, keep_model
 from save_dist.tracking.tracker import ROOT, Record, parse_record
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,10 @@ BYTES_PER_CHUNK = 2**20
 """Journal bytes replayed between two saves of the state."""
 TOKEN_TAG = "save_dist.token"  # noqa: S105 (the name of a tag)
 _BATCHED = ("params", "metrics", "tags")
-_REJECTED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
+_REJECTED = (
+    "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST",
+    "ENDPOINT_NOT_FOUND",  # an older server that knows no logged models
+)  # fmt: skip
 
 
 @dataclass
@@ -102,6 +106,7 @@ class Replayer:
         self._opened_here: set[str] = set()
         self._asked: set[tuple[str, str]] = set()
         self._params: dict[str, dict[str, str]] = {}
+        self._model_ids: dict[str, str | None] = {}
 
     def replay(self, placed: Sequence[PlacedRecord]) -> int:
         """Send records in order; returns the number of metric points sent."""
@@ -133,6 +138,15 @@ class Replayer:
                 self._artifact(run_id, record.values["path"], record.values["folder"])
             case "dataset":
                 self._client.log_inputs(run_id, datasets=[_dataset_input(record.values)])
+            case "model":
+                folder = self._home / record.values["path"]
+                keep_model(self._client, self._experiment_id, run_id, folder, record.values)
+            case "checkpoint":
+                assert record.step is not None
+                place = (self._home / record.values["path"]).absolute()
+                keep_checkpoint(
+                    self._client, self._experiment_id, run_id, place, record.step, record.values
+                )
             case _:
                 return self._batch(run_id, [item.record for item in group])
         return 0
@@ -182,7 +196,10 @@ class Replayer:
     def _batch(self, run_id: str, records: Sequence[Record]) -> int:
         from mlflow.entities import Metric, Param, RunTag
 
-        points = [Metric(*point) for point in self._new_points(run_id, records)]
+        points = [
+            Metric(*point, model_id=self._model_id(about), run_id=run_id)
+            for *point, about in self._new_points(run_id, records)
+        ]
         for some in _pieces(points, METRICS_PER_CALL):
             self._client.log_batch(run_id, metrics=some)
             for point in some:
@@ -198,8 +215,8 @@ class Replayer:
 
     def _new_points(
         self, run_id: str, records: Sequence[Record]
-    ) -> Iterator[tuple[str, float, int, int]]:
-        """Points beyond the last step of their metric: (key, value, time, step)."""
+    ) -> Iterator[tuple[str, float, int, int, str]]:
+        """Points beyond the last step of their metric: (key, value, time, step, model hash)."""
         last: dict[str, int] = {}
         for record in records:
             if record.kind != "metrics" or record.step is None:
@@ -208,7 +225,16 @@ class Replayer:
                 key = _name(name)
                 if record.step > last.setdefault(key, self._last_step(run_id, key)):
                     last[key] = record.step
-                    yield key, float(value), record.time_ms, record.step
+                    yield key, float(value), record.time_ms, record.step, record.model
+
+    def _model_id(self, model_hash: str) -> str | None:
+        """The logged model that numbers are about, if the server knows it."""
+        if not model_hash:
+            return None
+        if model_hash not in self._model_ids:
+            found = find_logged(self._client, self._experiment_id, HASH_TAG, model_hash)
+            self._model_ids[model_hash] = None if found is None else str(found.model_id)
+        return self._model_ids[model_hash]
 
     def _last_step(self, run_id: str, key: str) -> int:
         """Last step the server has; asked of it once per key if another process may have sent."""

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -24,7 +24,9 @@ _log = logging.getLogger(__name__)
 ROOT = "pipeline"
 """Run that all others of a run folder are children of."""
 
-Kind = Literal["start", "end", "params", "metrics", "tags", "artifact", "dataset"]
+Kind = Literal[
+    "start", "end", "params", "metrics", "tags", "artifact", "dataset", "model", "checkpoint"
+]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -35,8 +37,11 @@ class Tracker(Protocol):
     def params(self, values: Mapping[str, object]) -> None:
         """Settings; nested mappings become dotted keys."""
 
-    def metrics(self, values: Mapping[str, float | int], step: int) -> None:
-        """Numbers at one step; names are slash groups such as `train/loss`."""
+    def metrics(self, values: Mapping[str, float | int], step: int, model: str = "") -> None:
+        """Numbers at one step; names are slash groups such as `train/loss`.
+
+        `model` is the hash of the exported model that they are about, if they are about one.
+        """
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Labels to search runs by."""
@@ -49,6 +54,12 @@ class Tracker(Protocol):
     ) -> None:
         """Cells that were read or written; `digest` tells versions of one `uri` apart."""
 
+    def model(self, path: Path, model_hash: str, facts: Mapping[str, str]) -> None:
+        """An exported model, to be kept and registered where there is a registry."""
+
+    def checkpoint(self, path: Path, step: int, digest: str) -> None:
+        """A finished checkpoint of a stage; it stays where it is."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -60,6 +71,8 @@ class Record:
     values: dict[str, Any]
     time_ms: int
     attempt: int
+    model: str = ""
+    """Hash of the exported model that the metrics are about; empty: of none."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +119,10 @@ class Journal:
         """Settings; nested mappings become dotted keys, other values their text."""
         self._append("params", flatten(values))
 
-    def metrics(self, values: Mapping[str, float | int], step: int) -> None:
+    def metrics(self, values: Mapping[str, float | int], step: int, model: str = "") -> None:
         """Numbers at one step. Non-finite ones are kept, as text."""
-        self._append("metrics", {key: _number(value) for key, value in values.items()}, step)
+        numbers = {key: _number(value) for key, value in values.items()}
+        self._append("metrics", numbers, step, model)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Labels to search runs by."""
@@ -116,11 +130,7 @@ class Journal:
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """A finished file or folder; stored as a path relative to the journal if below it."""
-        home = self.path.parent.resolve()
-        place = path.resolve()
-        inside = place.is_relative_to(home)
-        name = str(place.relative_to(home)) if inside else str(place)
-        self._append("artifact", {"path": name, "folder": folder})
+        self._append("artifact", {"path": self._place(path), "folder": folder})
 
     def dataset(
         self, name: str, uri: str, digest: str, context: str, facts: Mapping[str, int | str]
@@ -129,8 +139,26 @@ class Journal:
         values = {"name": name, "uri": uri, "digest": digest, "context": context}
         self._append("dataset", {**values, "facts": dict(facts)})
 
-    def _append(self, kind: Kind, values: dict[str, Any], step: int | None = None) -> None:
-        record = Record(self.run, kind, step, values, time.time_ns() // 1_000_000, self.attempt)
+    def model(self, path: Path, model_hash: str, facts: Mapping[str, str]) -> None:
+        """An exported model, to be kept and registered where there is a registry."""
+        values = {"path": self._place(path), "hash": model_hash, "facts": dict(facts)}
+        self._append("model", values)
+
+    def checkpoint(self, path: Path, step: int, digest: str) -> None:
+        """A finished checkpoint of a stage, and how the stage stood when it was written."""
+        points = _standing(read_records(self.path, run=self.run, kind="metrics"), step)
+        values = {"path": self._place(path), "digest": digest, "metrics": points}
+        self._append("checkpoint", values, step)
+
+    def _place(self, path: Path) -> str:
+        home, place = self.path.parent.resolve(), path.resolve()
+        return str(place.relative_to(home)) if place.is_relative_to(home) else str(place)
+
+    def _append(
+        self, kind: Kind, values: dict[str, Any], step: int | None = None, model: str = ""
+    ) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        record = Record(self.run, kind, step, values, now_ms, self.attempt, model)
         line = json.dumps(_redacted(dataclasses.asdict(record)), allow_nan=False)
         _append_line(self.path, line)
 
@@ -171,6 +199,21 @@ def parse_record(line: bytes) -> Record | None:
     except (ValueError, TypeError):
         _log.warning("event=journal_line_skipped text=%r", line[:80])
         return None
+
+
+def _standing(records: Iterable[Record], step: int) -> dict[str, tuple[Any, int, int]]:
+    """Metric -> value, time and step of its last point up to `step`.
+
+    Of a point that a restart repeated the first counts, as in the mirror.
+    """
+    last: dict[str, tuple[Any, int, int]] = {}
+    for record in records:
+        if record.step is None or record.step > step:
+            continue
+        for name, value in record.values.items():
+            if name not in last or record.step > last[name][2]:
+                last[name] = (value, record.time_ms, record.step)
+    return last
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:

@@ -206,7 +206,31 @@ mistake(
 )
 mistake("no-run", 3, r"is no run folder.*give the run\.dir", words("status", "{desk}/nothing"))
 mistake(
-    "no-run-to-sync", 2, r"config\.resolved\.yaml does not exist", words("sync", "{desk}/nothing")
+    "no-run-to-sync",
+    2,
+    r"config\.resolved\.yaml does not exist",
+    words("track", "sync", "{desk}/nothing"),
+)
+mistake(
+    "no-champion",
+    3,
+    r"no version of the registered model 'save' .*alias 'champion'.*track promote RUN",
+    lambda d, m: ["schedule-tick", *d.generate("tracking.backend=mlflow")[1:]],
+)
+mistake(
+    "mlflow-away",
+    5,
+    r"127\.0\.0\.1:1 did not answer.*start it or correct tracking\.uri",
+    lambda d, m: [
+        "schedule-tick",
+        *d.generate("tracking.backend=mlflow", f"tracking.uri={NOBODY}")[1:],
+    ],
+)
+mistake(
+    "mlflow-in-files",
+    2,
+    r"runs/mlruns is a folder of files.*write sqlite:////PATH/mlflow\.db",
+    with_pairs("tracking.backend=mlflow", "tracking.uri=runs/mlruns"),
 )
 mistake(
     "no-atlas",

@@ -17,6 +17,7 @@ import save_dist
 from save_dist.cli import app, run_job
 from save_dist.core.paths import RunPaths
 from save_dist.stores.atlas import verify
+from save_dist.tracking.registry import Registry
 from save_dist.tracking.tracker import read_records
 
 pytestmark = pytest.mark.slow
@@ -185,6 +186,19 @@ def test_mlflow_has_the_run_and_its_stages(tiny_run):
     assert {r.data.tags["mlflow.parentRunId"] for r in children.values()} == {parent.info.run_id}
     history = client.get_metric_history(children["vae"].info.run_id, "train/loss")
     assert [point.step for point in history] == [10, 20, 30, 40, 50, 60]
+    for stage in ("vae", "flow"):
+        (used,) = children[stage].inputs.dataset_inputs
+        assert used.dataset.source_type == "soma" and "store.soma" in used.dataset.source
+        (checkpoint, *_) = children[stage].outputs.model_outputs
+        logged = client.get_logged_model(checkpoint.model_id)
+        assert "train/loss" in {metric.key for metric in logged.metrics}
+
+
+def test_mlflow_has_the_model_and_what_it_scored(tiny_run):
+    stages = json.loads((tiny_run / "result.json").read_text())["stages"]
+    (version,) = Registry(f"sqlite:///{tiny_run / 'mlflow.db'}", "save").versions()
+    assert version.model_hash == stages["train"]["model_hash"]
+    assert version.aliases == ("candidate",) and "seen/generated/energy" in version.scores
 
 
 def test_every_number_says_what_it_stands_for(tiny_run):

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from save_dist.core.redaction import holds_secret, redact
 
@@ -61,7 +62,19 @@ class TrackingConfig(Section):
     uri: Uri | None = None
     """MLflow server or database; null: sqlite file `mlflow.db` in the run folder."""
     experiment: str = "save"
-    """MLflow experiment; runs of one experiment are compared with each other."""
+    """MLflow experiment; runs of one experiment are compared with each other, and its exported
+    models are the versions of one registered model."""
+
+    @field_validator("uri")
+    @classmethod
+    def _has_a_registry(cls, uri: str | None) -> str | None:
+        scheme = urlsplit(uri).scheme if uri else "sqlite"
+        if scheme in ("", "file"):
+            raise ValueError(
+                f"{uri} is a folder of files, which MLflow no longer writes and which holds no "
+                "registry of models; write sqlite:////PATH/mlflow.db or http://SERVER:PORT"
+            )
+        return uri
 
 
 class ClusterConfig(Section):

@@ -51,7 +51,7 @@ def mlflow_server():
         pytest.param(200, "ok", "", id="answers"),
         pytest.param(401, "warning", "set MLFLOW_TRACKING_USERNAME", id="login"),
         pytest.param(403, "warning", "--allowed-hosts", id="host"),
-        pytest.param(500, "warning", "save-dist sync RUN", id="broken"),
+        pytest.param(500, "warning", "save-dist track sync RUN", id="broken"),
     ],
 )
 def test_mlflow_server(mlflow_server, status, level, remedy):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,10 @@ from save_dist.core import lease
 from save_dist.generation.worker import PartWorker
 from save_dist.pipelines import generate, schedule
 from save_dist.stores.atlas import verify
+from save_dist.stores.bundle import load_bundle
+from save_dist.tracking.mlflow import sync
+from save_dist.tracking.registry import Registry
+from save_dist.tracking.tracker import open_journal
 
 
 @pytest.fixture
@@ -52,6 +58,11 @@ def tick(config, *pairs):
     summary = json.loads(done.stdout.splitlines()[-1])
     assert done.exit_code == summary["exit_code"], done.stderr
     return summary
+
+
+def looked(config):
+    asked = cli.load(cli.schema.GenerateJob, config, [])
+    return schedule.look(asked, schedule.present_model(asked))
 
 
 def test_first_tick_makes_the_atlas_and_the_second_finds_it(config, sampled):
@@ -106,19 +117,102 @@ def test_another_model_or_grid_gets_a_folder_of_its_own(config, sampled, change)
 
 
 def test_two_at_once_make_one_atlas(config, sampled):
-    asked = cli.load(cli.schema.GenerateJob, config, [])
-    with lease.hold(schedule.look(asked).lease):
+    with lease.hold(looked(config).lease):
         summary = tick(config)
     assert (summary["exit_code"], sampled) == (0, [])
     assert summary["did"] == "nothing: another run makes this atlas"
 
 
 def test_a_torn_copy_of_the_model_is_copied_anew(config, sampled):
-    asked = cli.load(cli.schema.GenerateJob, config, [])
-    found = schedule.look(asked)
+    found = looked(config)
     found.paths.model.mkdir(parents=True)
     (found.paths.model / "model.json").write_text("{torn")
     assert tick(config)["did"] == "generated"
+
+
+_TICK = """
+import sys, time
+from pathlib import Path
+from save_dist import cli
+from save_dist.cluster.generate import PartOutcome
+from save_dist.generation.worker import PartWorker
+from save_dist.pipelines import generate
+
+def sample(parts, cells, bundle, atlas, config, progress):
+    worker = PartWorker(Path(bundle), Path(atlas), device="cpu")
+    time.sleep(3)  # so that the other process comes while this one works
+    for part in parts:
+        worker.run(part)
+    return [PartOutcome(part, 1, 0.1, 1, "") for part in parts]
+
+generate.cluster_generate.generate = sample
+cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_make_one_atlas(config):
+    words = [sys.executable, "-c", _TICK, "schedule-tick", "--config", str(config)]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    found = [json.loads(one.communicate(timeout=120)[0].splitlines()[-1]) for one in both]
+    assert [summary["exit_code"] for summary in found] == [0, 0], found
+    assert sorted(summary["did"].partition(":")[0] for summary in found) == ["generated", "nothing"]
+    (folder,) = (config.parent / "run" / "atlases").iterdir()
+    assert verify(folder / "atlas.zarr").is_sound
+    done = CliRunner().invoke(cli.app, ["atlases", str(config.parent / "run")])
+    listed = json.loads(done.stdout.splitlines()[-1])["atlases"]
+    assert [entry["is_complete"] for entry in listed] == [False, True]  # begun and finished once
+
+
+@pytest.fixture
+def tracked(config, server):
+    """The settings that name an MLflow, and a run in which models are exported."""
+    pairs = ["tracking.backend=mlflow", f"tracking.uri={server.uri}", "tracking.experiment=lab"]
+    journal = open_journal(config.parent / "training" / "metrics.jsonl")
+
+    def register(seed):
+        folder = journal.path.parent / "model"
+        model_hash = save_tiny_model(folder, seed=seed)
+        journal.model(folder, model_hash, {})
+        sync(journal.path, server.uri, "lab")
+        return model_hash
+
+    return pairs, register, Registry(server.uri, "lab")
+
+
+def test_a_tick_takes_the_champion_of_the_registry(config, sampled, tracked):
+    pairs, register, registry = tracked
+    shutil.rmtree(config.parent / "run" / "model")  # the champion alone counts
+    hashes = [register(seed) for seed in (3, 4)]
+    made = []
+    for number in (1, 2, 2, 1):
+        registry.promote(number)
+        made.append(tick(config, *pairs))
+        assert made[-1]["exit_code"] == 0
+        model = Path(made[-1]["run_dir"]) / "model"
+        assert load_bundle(model).hash == hashes[number - 1]
+    assert [one["did"].partition(":")[0] for one in made] == ["generated"] * 2 + ["nothing"] * 2
+    assert made[0]["run_dir"] == made[3]["run_dir"] != made[1]["run_dir"]
+    assert sampled == [0, 1, 0, 1]
+
+
+def test_without_a_champion_nothing_is_generated(config, sampled, tracked):
+    pairs, register, _ = tracked
+    register(3)
+    missing = tick(config, *pairs)
+    assert missing["exit_code"] == 3 and sampled == []
+    assert "'lab'" in missing["error"] and "save-dist track promote RUN" in missing["error"]
+    assert not (config.parent / "run" / "atlases").exists()
+
+
+def test_a_champion_that_is_not_what_was_registered_is_refused(config, sampled, tracked, tmp_path):
+    pairs, register, registry = tracked
+    register(3)
+    registry.promote(1)
+    stored = next(p for p in tmp_path.rglob("vae.safetensors") if "mlartifacts" in str(p))
+    save_tiny_model(stored.parent, seed=9)
+    refused = tick(config, *pairs)
+    assert refused["exit_code"] == 3 and "do not use it" in refused["error"] and sampled == []
 
 
 def test_without_a_model_it_says_so(config, sampled):

@@ -11,7 +11,8 @@ import time
 import pytest
 
 from save_dist.core.errors import InfrastructureError
-from save_dist.tracking.mlflow import Mirror, default_uri, sync
+from save_dist.tracking.connection import default_uri
+from save_dist.tracking.mlflow import Mirror, sync
 from save_dist.tracking.replay import MirrorState, Replayer, read_chunk
 from save_dist.tracking.tracker import open_journal
 

@@ -1,32 +1,8 @@
-import shutil
-
-import pytest
-
-
-@pytest.fixture(scope="session")
-def template_db(tmp_path_factory):
-    """A migrated MLflow database: the first start on a new file takes seconds, a copy none."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        patch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
-        import mlflow
-
-        path = tmp_path_factory.mktemp("mlflow") / "template.db"
-        mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def server(template_db, tmp_path):
-    """An own, empty MLflow database."""
-    path = tmp_path / "mlflow" / "mlflow.db"
-    path.parent.mkdir()
-    shutil.copy(template_db, path)
-    return Server(f"sqlite:///{path}")
+"""What an MLflow database holds, in plain values."""
 
 
 class Server:
-    """What an MLflow database holds, in plain values."""
+    """One database and the client that asks it."""
 
     def __init__(self, uri):
         self.uri = uri
