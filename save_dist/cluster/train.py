@@ -5,6 +5,7 @@ worker group finds its way from the newest whole one.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import shutil
@@ -31,7 +32,7 @@ from save_dist.core import errors
 from save_dist.core.durable import write_json
 from save_dist.core.errors import InfrastructureError, SaveDistError
 from save_dist.tracking.progress import Progress, Task
-from save_dist.tracking.tracker import Journal, parse_record
+from save_dist.tracking.tracker import Journal, open_journal, parse_record
 from save_dist.training.plan import TrainPlan
 from save_dist.training.ranks import Ranks
 from save_dist.training.run import run_stages, steps_left
@@ -41,14 +42,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class JournalReporter:
-    """Rank 0 writes metrics to the run's journal; the other ranks have no journal."""
+    """Every rank writes a journal of its own; rank 0 writes the run's, too."""
 
-    journal: Journal | None
+    own: Journal
+    of_run: Journal | None
+
+    @classmethod
+    def of(cls, plan: TrainPlan, ranks: Ranks, of_run: Journal) -> "JournalReporter":
+        """The reporter of one rank."""
+        own = open_journal(plan.paths.rank_metrics(ranks.rank))
+        own = dataclasses.replace(own, attempt=of_run.attempt)
+        return cls(own, of_run if ranks.is_first else None)
 
     def metrics(self, stage: str, values: Mapping[str, float], step: int) -> None:
         """Append one record."""
-        if self.journal is not None:
-            self.journal.child(stage).metrics(values, step)
+        self.own.child(stage).metrics(values, step)
+        if self.of_run is not None:
+            self.of_run.child(stage).metrics(values, step)
 
 
 def fit(plan: TrainPlan, config: ClusterConfig, journal: Journal, progress: Progress) -> None:
@@ -127,7 +137,7 @@ def _work(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["n_threads"])
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
-    reporter = JournalReporter(journal if ranks.is_first else None)
+    reporter = JournalReporter.of(plan, ranks, journal)
     foreman = Foreman(orders, ranks.rank)
     try:
         run_stages(plan, ranks, reporter, ray.train.torch.get_device(), foreman)

@@ -53,6 +53,10 @@ class RunPaths:
         """Append-only record of everything tracked; the truth MLflow mirrors."""
         return self.root / "metrics.jsonl"
 
+    def rank_metrics(self, rank: int) -> Path:
+        """Append-only record of the steps of one training process."""
+        return self.root / "ranks" / f"{rank}.jsonl"
+
     @property
     def store(self) -> Path:
         """TileDB-SOMA experiment."""

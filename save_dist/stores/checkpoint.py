@@ -7,9 +7,9 @@ carries their sha256. Only one process writes a folder (rank 0); any number may 
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -134,9 +134,9 @@ class CheckpointStore:
 
     def about(self, step: int) -> dict[str, Any]:
         """Facts of a checkpoint, unverified; empty if they are not there (any more)."""
-        place = self._place(step) / ABOUT
+        place = self._place(step)
         try:
-            return read_json(place)
+            return migrated(read_json(place / ABOUT), place)
         except CheckpointError:
             return {}
 
@@ -144,7 +144,8 @@ class CheckpointStore:
         """The newest checkpoint that is whole; torn ones are skipped with a warning.
 
         Raises:
-            CheckpointError: if it was made under another configuration than expected.
+            CheckpointError: if it was made under another configuration than expected, or by a
+                later version of this package.
         """
         for step in reversed(self.steps()):
             try:
@@ -152,19 +153,17 @@ class CheckpointStore:
             except (CheckpointError, OSError) as e:
                 logger.warning("event=checkpoint_skipped step=%d reason=%r", step, str(e))
                 continue
-            self._check_config(found)
-            return found
+            return self._accepted(found)
         return None
 
     def load(self, step: int) -> Checkpoint:
         """The checkpoint of one step.
 
         Raises:
-            CheckpointError: if it is absent, torn, or was made under another configuration.
+            CheckpointError: if it is absent, torn, or was made under another configuration or by
+                a later version of this package.
         """
-        found = self._read(step)
-        self._check_config(found)
-        return found
+        return self._accepted(self._read(step))
 
     def _place(self, step: int) -> Path:
         return self._folder / f"step-{step:08d}"
@@ -173,6 +172,12 @@ class CheckpointStore:
         place = self._place(step)
         verify_folder(place)
         return Checkpoint(step, load_file(place / TENSORS), read_json(place / ABOUT))
+
+    def _accepted(self, found: Checkpoint) -> Checkpoint:
+        """Refused, not skipped: an older checkpoint in its place would undo work unnoticed."""
+        about = migrated(found.about, self._place(found.step))
+        self._check_config(found)
+        return replace(found, about=about)
 
     def _check_config(self, found: Checkpoint) -> None:
         theirs = found.about["config_hash"]
@@ -196,7 +201,7 @@ class CheckpointStore:
         self._check_space(n_bytes + len(json.dumps(about)) + _SPARE_BYTES)
         with publish_folder(place, {"step": step}) as aside:
             save_file(tensors, aside / TENSORS)
-            write_json(aside / ABOUT, about)
+            write_json(aside / ABOUT, {**about, "format": FORMAT})
         logger.info("event=checkpoint_saved step=%d bytes=%d folder=%s", step, n_bytes, place)
         self._prune(step, keep_step)
         return place
@@ -215,6 +220,35 @@ class CheckpointStore:
         kept = [s for s in self.steps() if s <= step][-self._keep :]
         for old in set(self.steps()) - {*kept, keep_step}:
             shutil.rmtree(self._place(old), ignore_errors=True)
+
+
+def migrated(about: Mapping[str, Any], place: Path) -> dict[str, Any]:
+    """Facts of a checkpoint as this version writes them, whichever earlier one wrote it.
+
+    Raises:
+        CheckpointError: if a later version did.
+    """
+    found = {"format": 1, **about}
+    number = found.pop("format")
+    if number > FORMAT:
+        raise CheckpointError(
+            f"{place} has format {number} of checkpoints, this version of save-dist reads up to "
+            f"{FORMAT}; use the version that wrote it, or another run folder"
+        )
+    for step in _MIGRATIONS[number - 1 :]:
+        found = step(found)
+    return found
+
+
+def _add_standing(about: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 to 2: what validation has shown is kept; before, it decided nothing."""
+    return {"standing": {}, **about}
+
+
+_MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (_add_standing,)
+"""From format 1 to 2, and so on."""
+FORMAT = 1 + len(_MIGRATIONS)
+"""Of the checkpoints that this version writes."""
 
 
 def flatten_optimizer(

@@ -23,6 +23,8 @@ from save_dist.stores.bundle import LatentScale
 from save_dist.stores.latents import LatentStore
 from save_dist.training.ranks import Ranks
 
+_CELLS_PER_MINIBATCH = 1024
+
 
 class LatentBatch(NamedTuple):
     """Cells of one optimiser step of one rank, lane by lane."""
@@ -46,10 +48,10 @@ def encode_cells(
 ) -> None:
     """Write q(z|x) of this rank's share of `index` (row i of the store = cell i of the index).
 
-    Regions already recorded in the store are kept.
+    Regions already recorded in the store are kept. Shares begin where minibatches do, so that
+    the latents are the same to the last bit for any number of ranks.
     """
-    bounds = np.linspace(0, index.n_cells, ranks.world_size + 1).astype(np.int64)
-    start, stop = int(bounds[ranks.rank]), int(bounds[ranks.rank + 1])
+    start, stop = share_of(ranks, index.n_cells)
     if start == stop or store.has_region(start, stop):
         return
     device = next(vae.parameters()).device
@@ -69,11 +71,22 @@ def encode_cells(
     store.commit_region(start, stop)
 
 
+def share_of(ranks: Ranks, n_cells: int) -> tuple[int, int]:
+    """First and last (exclusive) cell that a rank encodes.
+
+    >>> [share_of(Ranks(rank, 2), 5000) for rank in range(2)]
+    [(0, 2048), (2048, 5000)]
+    """
+    bounds = np.linspace(0, n_cells, ranks.world_size + 1).astype(np.int64)
+    bounds[1:-1] -= bounds[1:-1] % _CELLS_PER_MINIBATCH
+    return int(bounds[ranks.rank]), int(bounds[ranks.rank + 1])
+
+
 def dense_cells(
     locator: StoreLocator,
     index: CellIndex,
     gene_positions: Int[np.ndarray, " gene"],
-    n_cells: int = 1024,
+    n_cells: int = _CELLS_PER_MINIBATCH,
 ) -> Iterator[tuple[int, DenseCells]]:
     """Cells of an index in its order, at most `n_cells` at a time, each with its first position."""
     with SomaSource(locator) as source:

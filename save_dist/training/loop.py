@@ -22,12 +22,15 @@ from save_dist.config.schema import OptimConfig, TrainingConfig
 from save_dist.core.errors import DivergedError, StoppedError
 from save_dist.stores.checkpoint import CheckpointStore
 from save_dist.training.pace import Pace, flops_per_cell, matmul_flops_per_s
-from save_dist.training.ranks import Ranks, barrier, of_first
+from save_dist.training.ranks import Ranks, barrier, of_all, of_first
 from save_dist.training.standing import is_finished
 from save_dist.training.state import State
 
 Minibatch_contra = TypeVar("Minibatch_contra", contravariant=True)
 Minibatch = TypeVar("Minibatch")
+
+_N_NAMED = 10
+"""Cells of every rank that an error names."""
 
 
 @runtime_checkable
@@ -200,7 +203,7 @@ class _Fitting(Generic[Minibatch]):
     def take(self, minibatch: Minibatch, step: int) -> Loss:
         """One step; an unexpected failure says which one it was."""
         try:
-            return _step(self.state, self.inputs, minibatch, self.config, step)
+            return _step(self.state, self.inputs, minibatch, self.config, step, self.ranks)
         except RuntimeError as e:
             e.add_note(f"in step {step} of the stage {self.inputs.stage.name}")
             raise
@@ -259,21 +262,25 @@ def _step(
     minibatch: Minibatch,
     config: OptimConfig,
     step: int,
+    ranks: Ranks,
 ) -> Loss:
     """One optimiser step; returns the loss of the last part of the minibatch."""
     n_parts = config.n_accumulation
     n_cells = inputs.cells_per_rank // n_parts
+    losses = []
     for number in range(n_parts):
         part = slice(number * n_cells, (number + 1) * n_cells)
         is_last = number == n_parts - 1
         with state.maybe_no_sync(is_last), _autocast(state.device, config.precision):
             loss = inputs.stage.loss(state.forward, minibatch, part)
-        (loss.per_cell.mean() / n_parts).backward()  # type: ignore[no-untyped-call]  # torch
+        _seen_by_all(loss.per_cell.mean() / n_parts).backward()  # type: ignore[no-untyped-call]
+        losses.append((loss.per_cell.detach(), loss.joinids))
     norm = nn.utils.clip_grad_norm_(state.module.parameters(), config.clip_norm)
     state.norm = float(norm)
     if not math.isfinite(state.norm):
         # gradients are already averaged, so every rank sees this and none takes the step
-        raise DivergedError(_divergence(inputs.stage.name, step, loss))
+        bad = of_all([cell for part in losses for cell in _bad_cells(*part)], _N_NAMED, ranks)
+        raise DivergedError(_divergence(inputs.stage.name, step, bad))
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.schedule.step()
@@ -296,9 +303,18 @@ def _mean_over_ranks(loss: Loss, ranks: Ranks) -> dict[str, float]:
     return {f"train/{name}": float(v) for name, v in zip(names, values, strict=True)}
 
 
-def _divergence(stage: str, step: int, loss: Loss) -> str:
-    bad = loss.joinids[~torch.isfinite(loss.per_cell.detach()).cpu().numpy()]
-    cells = f"cells with soma_joinid {bad[:10].tolist()}" if bad.size else "no cell of this rank"
+def _seen_by_all(loss: Tensor) -> Tensor:
+    """The loss; where it is not finite, neither are its gradients, and those reach every rank."""
+    return loss * (1 + 0 * loss.detach())
+
+
+def _bad_cells(per_cell: Tensor, joinids: np.ndarray) -> list[int]:
+    found: list[int] = joinids[~torch.isfinite(per_cell).cpu().numpy()].tolist()
+    return found
+
+
+def _divergence(stage: str, step: int, bad: list[int]) -> str:
+    cells = f"the cells with soma_joinid {bad}" if bad else "no cell"
     return (
         f"{stage} met a non-finite loss or gradient at step {step} ({cells} had a non-finite "
         f"loss); nothing was updated. Lower {stage}.optim.lr, or look at these cells, and run "

@@ -60,6 +60,7 @@ class Pace:
             "time/step_s": elapsed / n_steps,
             "time/data_wait_share": self._wait_s / elapsed,
             "data/cells_per_s": cells_per_s * self._world_size,
+            "perf/world_size": self._world_size,
         }
         if self._full_cells_per_s is not None:
             values["perf/mfu"] = cells_per_s / self._full_cells_per_s

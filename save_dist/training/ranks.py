@@ -1,9 +1,13 @@
 """The place of a process among those that train, and what they do together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+_NOTHING = -1
+"""Fills up what ranks send, which must be equally long."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,17 @@ def of_first(value: int, ranks: Ranks) -> int:
     return int(shared)
 
 
-def _tensor(value: int) -> torch.Tensor:
+def of_all(values: Sequence[int], n: int, ranks: Ranks) -> list[int]:
+    """The first `n` non-negative numbers of every rank, rank after rank; the same on all."""
+    mine = list(values[:n])
+    if ranks.world_size == 1:
+        return mine
+    padded = _tensor([*mine, *[_NOTHING] * (n - len(mine))])
+    gathered = [torch.empty_like(padded) for _ in range(ranks.world_size)]
+    dist.all_gather(gathered, padded)
+    return [value for value in torch.cat(gathered).tolist() if value != _NOTHING]
+
+
+def _tensor(value: int | list[int]) -> torch.Tensor:
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     return torch.tensor(value, dtype=torch.int64, device=device)

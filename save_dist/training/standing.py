@@ -44,7 +44,7 @@ class Standing:
 
 
 def standing_of(about: Mapping[str, Any]) -> Standing:
-    """The standing a checkpoint carries; those of before there was one say nothing."""
+    """The standing a checkpoint carries; no checkpoint says nothing."""
     return Standing(**about.get("standing", {}))
 
 

@@ -4,10 +4,13 @@ import threading
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from save_dist.core.durable import publish_folder, write_json
 from save_dist.core.errors import CheckpointError, InfrastructureError
 from save_dist.stores import checkpoint as checkpoint_module
 from save_dist.stores.checkpoint import (
+    FORMAT,
     CheckpointStore,
     flatten_optimizer,
     unflatten_optimizer,
@@ -165,6 +168,28 @@ def test_leaving_by_an_error_shows_that_error_and_logs_the_other(tmp_path, monke
     with pytest.raises(KeyError, match="first"):
         fail_in_training(CheckpointStore.open(tmp_path, 2))
     assert "event=checkpoint_failed" in caplog.text
+
+
+def rewrite_about(folder, step, about):
+    with publish_folder(folder / f"step-{step:08d}", {"step": step}) as aside:
+        save_file(tensors(step), aside / "tensors.safetensors")
+        write_json(aside / "about.json", about)
+
+
+def test_a_checkpoint_of_the_first_format_has_no_standing(store, tmp_path):
+    rewrite_about(tmp_path / "vae", 1, ABOUT)
+    assert store.newest().about == store.about(1) == {**ABOUT, "standing": {}}
+
+
+def test_a_checkpoint_of_a_later_format_is_refused_and_not_skipped(store, tmp_path):
+    store.save(1, tensors(1), ABOUT)
+    rewrite_about(tmp_path / "vae", 2, {**ABOUT, "format": FORMAT + 1})
+    message = rf"step-00000002 has format {FORMAT + 1} .* reads up to {FORMAT}; use the version"
+    with pytest.raises(CheckpointError, match=message):
+        store.newest()
+    with pytest.raises(CheckpointError, match=message):
+        store.load(2)
+    assert store.steps() == [1, 2]
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(store, monkeypatch):

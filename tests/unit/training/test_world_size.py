@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from save_dist.config.schema import OptimConfig, StoppingConfig, TrainingConfig
-from save_dist.core.errors import StoppedError
+from save_dist.core.errors import DivergedError, StoppedError
 from save_dist.data.partition import StreamPlan
 from save_dist.stores.checkpoint import CheckpointStore
 from save_dist.training.loop import Alone, FitInput, Loss, fit
@@ -30,7 +30,8 @@ class NoisyLine:
 
     name = "vae"
 
-    def __init__(self):
+    def __init__(self, poisoned=None):
+        self._poisoned = poisoned
         torch.manual_seed(0)
         self.module = torch.nn.Sequential(
             torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
@@ -40,7 +41,9 @@ class NoisyLine:
         step, lanes, rows = minibatch
         noise = lane_normals(0, "noise", step, lanes, PLAN.cells_per_lane, 1)
         x = (X[rows] + 0.1 * noise)[part]
-        return Loss((forward(x) - 3 * x + 1).square()[:, 0], {}, rows[part])
+        per_cell = (forward(x) - 3 * x + 1).square()[:, 0]
+        is_poisoned = torch.from_numpy(rows[part] == self._poisoned)
+        return Loss(per_cell.where(~is_poisoned, torch.nan), {}, rows[part])
 
 
 def minibatches(lanes, start, stop):
@@ -60,8 +63,8 @@ class AsksAtStep(Alone):
         return "" if self._left else "time is up"
 
 
-def train(folder, ranks, supervisor, stopping):
-    stage = NoisyLine()
+def train(folder, ranks, supervisor, stopping, stage=None, n_accumulation=1):
+    stage = stage or NoisyLine()
     lanes = PLAN.lanes_of(ranks.rank, ranks.world_size)
     losses = iter([3.0, 2.0, 1.0, 4.0, 5.0, 6.0])
     inputs = FitInput(
@@ -70,7 +73,9 @@ def train(folder, ranks, supervisor, stopping):
         PLAN.cells_per_step // ranks.world_size,
         (lambda module: {"val/loss": next(losses)}) if ranks.is_first else None,
     )
-    optim = OptimConfig(n_steps=24, cells_per_step=PLAN.cells_per_step, lr=0.01)
+    optim = OptimConfig(
+        n_steps=24, cells_per_step=PLAN.cells_per_step, lr=0.01, n_accumulation=n_accumulation
+    )
     training = TrainingConfig(validate_every_steps=4, log_every_steps=8, stopping=stopping)
     with CheckpointStore(folder, 2) as checkpoints:
         fit(inputs, optim, training, checkpoints, Silent(), ranks, {"config_hash": "a"}, supervisor)
@@ -81,8 +86,14 @@ class Silent:
         pass
 
 
+def poisoned():
+    """A cell in the first half of the minibatch that rank 1 takes in the third step."""
+    *_, (_, _, rows) = minibatches(PLAN.lanes_of(1, 2), 0, 3)
+    return rows[1]
+
+
 def on_rank(rank, port, folder):
-    """Two ranks: a stop that rank 0 alone hears, the rest of the run, and an early end."""
+    """Two ranks: a stop that rank 0 alone hears, the rest of the run, an early and a bad end."""
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     ranks, whole = Ranks(rank, 2), StoppingConfig()
     asked = AsksAtStep(7) if rank == 0 else Alone()
@@ -92,6 +103,10 @@ def on_rank(rank, port, folder):
         (folder / f"stopped-{rank}").touch()
     train(folder / "two", ranks, Alone(), whole)
     train(folder / "early", ranks, Alone(), StoppingConfig(patience=2))
+    try:
+        train(folder / "poisoned", ranks, Alone(), whole, NoisyLine(poisoned()), n_accumulation=2)
+    except DivergedError as e:
+        (folder / f"diverged-{rank}").write_text(str(e))
     dist.destroy_process_group()
 
 
@@ -122,3 +137,10 @@ def test_what_rank_0_hears_and_decides_holds_for_all(trained):
     assert all((trained / f"stopped-{rank}").exists() for rank in range(2))
     early = newest(trained / "early")
     assert (early.step, early.about["standing"]["best_step"]) == (20, 12)
+
+
+def test_all_ranks_name_the_bad_cell_of_one(trained):
+    messages = {(trained / f"diverged-{rank}").read_text() for rank in range(2)}
+    (message,) = messages
+    assert f"at step 3 (the cells with soma_joinid [{poisoned()}] had" in message
+    assert newest(trained / "poisoned") is None
