@@ -66,15 +66,6 @@ def _cells(scores: Scores) -> Iterator[Drawing]:
         "Real and generated cells; where they mix, they are alike.",
         partial(plots.cells_by_source, picture),
     )
-    for i, column in enumerate(scores.columns):
-        for side, generated in (("real", False), ("generated", True)):
-            yield Drawing(
-                f"umap-column-{i}-{side}",
-                "cells",
-                f"The {side} cells of the same plane, coloured by {column}",
-                f"{side.capitalize()} cells by {column}.",
-                partial(plots.cells_by_column, picture, i, scores.categories[i], generated),
-            )
     if picture.is_held_out.any():
         yield Drawing(
             "umap-held-out",
@@ -83,6 +74,15 @@ def _cells(scores: Scores) -> Iterator[Drawing]:
             "Combinations that training never saw, before all others.",
             partial(plots.cells_by_group, picture),
         )
+    for i, column in enumerate(scores.columns):
+        for side, generated in (("real", False), ("generated", True)):
+            yield Drawing(
+                f"umap-column-{i}-{side}",
+                "cells-by-column",
+                f"The {side} cells of the same plane, coloured by {column}",
+                f"{side.capitalize()} cells by {column}.",
+                partial(plots.cells_by_column, picture, i, scores.categories[i], generated),
+            )
 
 
 def _top_genes(scores: Scores) -> Iterator[Drawing]:

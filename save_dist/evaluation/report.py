@@ -177,7 +177,8 @@ def _body(
     yield markup.text(
         "p", "UMAP of equal numbers of real and generated cells per combination, in one space."
     )
-    yield _figures(drawn, "cells", css="figures two")
+    for section in ("cells", "cells-by-column"):  # pairs of real and generated in rows of two
+        yield _figures(drawn, section, css="figures two")
     yield from _top_genes(scores, drawn)
     yield markup.heading("All genes")
     for name in GROUP_TITLES:

@@ -17,7 +17,7 @@ html { -webkit-text-size-adjust: 100%; }
 body {
   margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
-  font-variant-numeric: tabular-nums;
+  font-variant-numeric: tabular-nums; overflow-wrap: break-word;
 }
 main { max-width: 70rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
 header { margin-bottom: 2.5rem; }
@@ -27,7 +27,7 @@ h2 { font-size: 1.4rem; line-height: 1.25; letter-spacing: -.01em; margin: 4rem 
   font-weight: 650; }
 h3 { font-size: 1rem; margin: 2rem 0 .5rem; font-weight: 620; }
 p { margin: .4rem 0 1rem; max-width: 46rem; }
-nav { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1.4rem 0 0; }
+nav { display: flex; flex-wrap: wrap; gap: .5rem; margin: 0 0 1.6rem; }
 nav a { color: var(--ink); background: var(--raised); border-radius: 99px; text-decoration: none;
   padding: .3rem .85rem; font-size: .85rem; }
 nav a:hover, nav a:focus { outline: 2px solid var(--real); }
@@ -66,7 +66,6 @@ figcaption { margin-top: .35rem; }
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
 .figures.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 .figures figure { max-width: 34rem; }
-.wide { max-width: 52rem; margin-top: 1.2rem; }
 .scroll { overflow-x: auto; margin-top: 1rem; }
 table { border-collapse: collapse; font-size: .88rem; line-height: 1.35; width: 100%; }
 th, td { text-align: right; padding: .42rem .7rem; white-space: nowrap;
@@ -82,7 +81,8 @@ tr.section td { color: var(--muted); padding-top: 1.2rem; font-weight: 600; }
   font-size: .92rem; margin: .8rem 0; }
 .facts dt { color: var(--muted); }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
-.wide + details { margin-top: 1.5rem; }
+.figures + .figures { margin-top: 2rem; }
+.figures + details, .panels + details { margin-top: 1.5rem; }
 details { border-top: 1px solid var(--line); padding: .7rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; background: var(--raised);
@@ -90,6 +90,8 @@ pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; background: var(--r
 ul { padding-left: 1.15rem; max-width: 46rem; }
 li { margin: .25rem 0; }
 @media (max-width: 34rem) {
+  nav { flex-wrap: nowrap; overflow-x: auto; margin: 0 -1.25rem 1.6rem; padding: 3px 1.25rem; }
+  nav a { white-space: nowrap; }
   main { padding-top: 1.75rem; }
   h2 { margin-top: 3rem; }
   .tiles { grid-template-columns: 1fr 1fr; }

@@ -2,12 +2,12 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from chromium import QUIET
 from playwright.sync_api import Page, sync_playwright
 from services import ADMIN, Mlflow
 from tracking import Tracked
@@ -16,19 +16,8 @@ COMPARED = ("vae", "flow")
 PATIENCE_MS = 120_000
 DRAWING_MS = 2_000
 """A plot is drawn after the data of its page came."""
-QUIET = [
-    *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-]
-"""What keeps Chromium from looking for its maker's servers."""
 SEEN_BEFORE = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
 """MLflow opens a panel over its pages on the first visit."""
-
-
-def find_chromium() -> str | None:
-    """A Chromium or Chrome of this machine."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next(filter(None, map(shutil.which, names)), None)
 
 
 def check_pages(mlflow: Mlflow, chromium: str, tracked: Tracked, picture: Path) -> None:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from browser import check_pages, find_chromium
+from browser import check_pages
+from chromium import find_chromium
 from network import enter_private_network
 from processes import Child, Children, children, clean_environment, descendants, wait_until
 from services import (

@@ -154,8 +154,8 @@ def test_drawings_of_scores(perfect):
     found = drawings(perfect, curves, attention)
     names = [d.name for d in found]
     assert names == [
-        "umap-source", "umap-column-0-real", "umap-column-0-generated",
-        "umap-column-1-real", "umap-column-1-generated", "umap-held-out",
+        "umap-source", "umap-held-out", "umap-column-0-real", "umap-column-0-generated",
+        "umap-column-1-real", "umap-column-1-generated",
         "violins-0", "violins-1", "violins-2",
         "genes-seen-mean", "genes-seen-variance", "genes-seen-zeros",
         "genes-held-out-mean", "genes-held-out-variance", "genes-held-out-zeros",
