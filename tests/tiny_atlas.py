@@ -34,3 +34,13 @@ def fill(path, bundle_folder, parts):
 def stored(path):
     """Every file of the store by name."""
     return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def receipts_folder(path):
+    """Where the receipts of an atlas on disk stand."""
+    return path.with_name(f"{path.name}.receipts")
+
+
+def receipt_path(path, part):
+    """The receipt of one part."""
+    return receipts_folder(path) / f"{part:06d}.json"

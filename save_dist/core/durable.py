@@ -62,7 +62,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Durably write a JSON-able value, indented for people."""
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """A JSON-able value as the bytes of a file, indented for people."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -72,13 +77,24 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if the file is absent or does not hold one.
     """
     try:
-        value = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError as e:
         raise CheckpointError(f"{path} does not exist; run the job that writes it first") from e
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes, place: str) -> dict[str, Any]:
+    """The JSON object in the bytes of a file; `place` names it in errors.
+
+    Raises:
+        CheckpointError: if they do not hold one.
+    """
+    try:
+        value = json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise CheckpointError(f"{path} is not valid JSON ({e}); remove it and run again") from e
+        raise CheckpointError(f"{place} is not valid JSON ({e}); remove it and run again") from e
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+        raise CheckpointError(f"{place} holds a {type(value).__name__}, expected a JSON object")
     return value
 
 

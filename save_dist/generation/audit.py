@@ -1,7 +1,6 @@
 """Does an atlas hold what its plan says? Checks of content; its bytes are checked by receipts."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import zarr
@@ -12,9 +11,10 @@ from save_dist.generation.atlas_view import Atlas
 from save_dist.generation.worker import PartFiller
 from save_dist.stores.part import n_counts, part_values
 from save_dist.stores.receipts import AtlasRecord, Problem, read_receipt, read_record
+from save_dist.stores.storage import Where, storage_of
 
 
-def check_conditions(path: Path, parts: Iterable[int]) -> list[Problem]:
+def check_conditions(path: Where, parts: Iterable[int]) -> list[Problem]:
     """Compare the conditions of every row of some parts with the plan, and so how many each has.
 
     Args:
@@ -22,7 +22,7 @@ def check_conditions(path: Path, parts: Iterable[int]) -> list[Problem]:
         parts: finished parts.
     """
     record, view = read_record(path), Atlas(path, incomplete=True)
-    group = zarr.open_group(path, mode="r")
+    group = zarr.open_group(storage_of(path).zarr, mode="r")
     arrays = [group[f"obs/{column}/codes"] for column in view.conditions.columns]
     problems = []
     for part in parts:
@@ -39,7 +39,7 @@ def check_conditions(path: Path, parts: Iterable[int]) -> list[Problem]:
     return problems
 
 
-def check_totals(path: Path, parts: Iterable[int]) -> list[Problem]:
+def check_totals(path: Where, parts: Iterable[int]) -> list[Problem]:
     """Compare the sum of the counts that a reader finds in some parts with their receipts.
 
     Digests say that files are as they were written; this says that they hold what was sampled.
@@ -49,7 +49,7 @@ def check_totals(path: Path, parts: Iterable[int]) -> list[Problem]:
         parts: finished parts.
     """
     record, problems = read_record(path), []
-    x = zarr.open_array(path / "X", mode="r")
+    x = zarr.open_array(storage_of(path).zarr, path="X", mode="r")
     for part in parts:
         sampled = read_receipt(path, record, part, deep=False).n_counts
         start, stop = record.rows(part)
@@ -59,14 +59,14 @@ def check_totals(path: Path, parts: Iterable[int]) -> list[Problem]:
     return problems
 
 
-def choose_parts(path: Path, n_parts: int, seed: int) -> list[int]:
+def choose_parts(path: Where, n_parts: int, seed: int) -> list[int]:
     """Parts to sample again: at most `n_parts`, drawn at random from the whole atlas."""
     record = read_record(path)
     drawn = generator(seed, "resampled_parts").permutation(record.n_parts)[:n_parts]
     return sorted(drawn.tolist())
 
 
-def resample(path: Path, worker: PartFiller, parts: Iterable[int]) -> list[Problem]:
+def resample(path: Where, worker: PartFiller, parts: Iterable[int]) -> list[Problem]:
     """Sample parts again and compare every stored value with what comes out, bit for bit.
 
     Args:
@@ -82,12 +82,12 @@ def resample(path: Path, worker: PartFiller, parts: Iterable[int]) -> list[Probl
     return problems
 
 
-def _differences(path: Path, record: AtlasRecord, worker: PartFiller, part: int) -> list[str]:
+def _differences(path: Where, record: AtlasRecord, worker: PartFiller, part: int) -> list[str]:
     columns, _ = worker.sample(part)
     start, stop = record.rows(part)
     found = []
     for name, values in part_values(record, part, columns):
-        stored = zarr.open_array(path / name, mode="r")[start:stop]
+        stored = zarr.open_array(storage_of(path).zarr, path=name, mode="r")[start:stop]
         if n_wrong := _n_differing(stored, values):
             found.append(f"{n_wrong} of {stored.size} values of {name}")
     return found

@@ -22,6 +22,7 @@ from save_dist.generation.sampler import cell_seeds, sample_cells
 from save_dist.stores.bundle import ModelBundle, load_bundle
 from save_dist.stores.part import PartColumns, write_part
 from save_dist.stores.receipts import Receipt, read_receipt, read_record
+from save_dist.stores.storage import Where
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class PartFiller(ABC):
         AtlasError: if the store was begun with another model.
     """
 
-    def __init__(self, bundle: Path, atlas: Path, device: str = "cpu") -> None:
+    def __init__(self, bundle: Path, atlas: Where, device: str = "cpu") -> None:
         self._atlas = atlas
         self.record = read_record(atlas)
         self.bundle = load_bundle(bundle, device)
@@ -82,7 +83,7 @@ class PartFiller(ABC):
 class PartWorker(PartFiller):
     """Fills parts of one atlas with virtual cells."""
 
-    def __init__(self, bundle: Path, atlas: Path, device: str = "cpu") -> None:
+    def __init__(self, bundle: Path, atlas: Where, device: str = "cpu") -> None:
         super().__init__(bundle, atlas, device)
         self._plan = GridPlan.from_json(self.record.plan, self.bundle.facts)
         self._composer = composer_of(self.bundle, self._plan)

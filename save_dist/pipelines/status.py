@@ -4,7 +4,6 @@ Journal, stage records, checkpoints and receipts are the truth a resumed job goe
 said here is what would be kept if the job died now.
 """
 
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from save_dist.core.durable import read_json
 from save_dist.core.errors import AtlasError, DataError
 from save_dist.core.paths import RunPaths
 from save_dist.stores.checkpoint import CheckpointStore
-from save_dist.stores.receipts import read_record, receipts_folder
+from save_dist.stores.receipts import read_record, receipts_of
 from save_dist.tracking.progress import duration
 from save_dist.tracking.tracker import ROOT, Record, read_records
 from save_dist.training.standing import is_finished
@@ -222,14 +221,10 @@ def _atlas(paths: RunPaths, records: list[Record], *, is_running: bool) -> Stage
 
 def _receipt_times(paths: RunPaths) -> Iterable[float]:
     """When each receipt was written; their content is not read, there may be a million."""
-    folder = receipts_folder(paths.atlas)
-    if not folder.is_dir():
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            stem, _, suffix = entry.name.partition(".")
-            if suffix == "json" and stem.isdecimal():
-                yield entry.stat().st_mtime
+    for entry in receipts_of(paths.atlas).entries():
+        stem, _, suffix = entry.name.partition(".")
+        if suffix == "json" and stem.isdecimal():
+            yield entry.modified_s
 
 
 def _silence(paths: RunPaths, records: list[Record], now_s: float) -> float | None:

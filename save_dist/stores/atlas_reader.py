@@ -1,6 +1,5 @@
 """Cells of an atlas back as arrays. Opens what any AnnData-Zarr reader opens, nothing private."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy import ndarray
 
 from save_dist.core.errors import AtlasError
 from save_dist.data.subsample import combination_codes, combination_numbers, sample_rows
+from save_dist.stores.storage import Where, storage_of
 from save_dist.stores.template import MASK
 from save_dist.vocab.conditions import ConditionVocabulary
 from save_dist.vocab.genes import GeneVocabulary
@@ -35,7 +35,7 @@ class AtlasCells(NamedTuple):
 
 
 def choose_cells(
-    path: Path,
+    path: Where,
     conditions: ConditionVocabulary,
     genes: GeneVocabulary,
     n_cells: int,
@@ -48,7 +48,7 @@ def choose_cells(
             other genes.
     """
     try:
-        store = zarr.open_group(path, mode="r")
+        store = zarr.open_group(storage_of(path).zarr, mode="r")
     except FileNotFoundError as e:
         raise AtlasError(f"{path} holds no atlas; generate one first") from e
     if tuple(store["var/_index"][:].tolist()) != genes.ids:
@@ -68,7 +68,7 @@ def choose_cells(
 
 
 def _codes(
-    store: zarr.Group, path: Path, conditions: ConditionVocabulary, column: str
+    store: zarr.Group, path: Where, conditions: ConditionVocabulary, column: str
 ) -> zarr.Array:
     found = store[f"obs/{column}"]
     categories = tuple(str(value) for value in found["categories"][:])

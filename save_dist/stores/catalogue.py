@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from save_dist.core.errors import AtlasError, InfrastructureError
-from save_dist.stores.receipts import missing_parts, read_record, sync
+from save_dist.stores.receipts import missing_parts, read_record
+from save_dist.stores.storage import sync
 
 logger = logging.getLogger(__name__)
 

@@ -1,11 +1,8 @@
 """One part of an atlas: its cells into their files, then its receipt."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +16,9 @@ from save_dist.stores.receipts import (
     Receipt,
     file_facts,
     read_record,
-    receipts_folder,
-    sync,
     write_receipt,
 )
+from save_dist.stores.storage import Where, storage_of
 from save_dist.stores.template import CONFIG
 
 MAX_COUNT = 65_535
@@ -59,7 +55,7 @@ class PartColumns:
 
 
 def write_part(
-    path: Path,
+    path: Where,
     record: AtlasRecord,
     part: int,
     columns: PartColumns,
@@ -141,7 +137,7 @@ def _row_names(start: int, stop: int) -> ndarray:
 
 
 def _fill(
-    path: Path, record: AtlasRecord, part: int, columns: PartColumns
+    path: Where, record: AtlasRecord, part: int, columns: PartColumns
 ) -> dict[str, tuple[str, int]]:
     """Put the files of a part in place, whatever stands there; their sha256 and lengths.
 
@@ -149,28 +145,23 @@ def _fill(
     since zarr 3.1 would read an old shard before replacing it and fail on a torn one.
     """
     start, stop = record.rows(part)
-    names = record.files(part)
+    names, store = record.files(part), storage_of(path)
     _check_plan(path, record)
-    with tempfile.TemporaryDirectory(".part", f".{part:06d}.", receipts_folder(path)) as folder:
-        aside = Path(folder)
+    with store.workspace() as aside:
         for name, values in part_values(record, part, columns):
             (aside / name).mkdir(parents=True)
-            shutil.copyfile(path / name / "zarr.json", aside / name / "zarr.json")
+            (aside / name / "zarr.json").write_bytes(store.read(f"{name}/zarr.json"))
             array = zarr.open_array(aside / name, mode="r+").with_config(CONFIG)
             if name == "X":
                 _check_x(array, path, record)
             array[start:stop] = values
-        sync(aside / name for name in names)
         facts = file_facts(aside, names)
         _check_plan(path, record)
-        for name in names:
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (aside / name).replace(path / name)
-    sync({(path / name).parent for name in names})
+        store.adopt(aside, names)
     return facts
 
 
-def _check_plan(path: Path, record: AtlasRecord) -> None:
+def _check_plan(path: Where, record: AtlasRecord) -> None:
     """Cells of the plan that a worker began with must not replace those of a later one."""
     if (found := read_record(path).plan_hash) != record.plan_hash:
         raise AtlasError(
@@ -190,7 +181,7 @@ def _n_saturated(counts: UInt16[ndarray, "cell gene"]) -> int:
     return int(np.count_nonzero(counts == MAX_COUNT))
 
 
-def _check_x(array: Any, path: Path, record: AtlasRecord) -> None:
+def _check_x(array: Any, path: Where, record: AtlasRecord) -> None:
     n_genes = record.n_genes
     found = (array.shape, array.chunks, array.shards, str(array.dtype))
     expected = (

@@ -5,14 +5,14 @@ written last of all files of the part. A part without a sound receipt does not e
 bytes its shard holds; rows returned by a scheduler count for nothing.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from save_dist.core.durable import digest, file_digest, read_json, write_json
+from save_dist.core.durable import digest, file_digest, json_bytes, parse_json
 from save_dist.core.errors import AtlasError, CheckpointError
+from save_dist.stores.storage import Storage, Where, storage_of
 
 PLAN = "plan.json"
 
@@ -117,49 +117,51 @@ class VerifyReport:
         return not self.problems
 
 
-def receipts_folder(path: Path) -> Path:
+def receipts_of(path: Where) -> Storage:
     """Where the receipts of the atlas at `path` live."""
-    return path.with_name(f"{path.name}.receipts")
+    return storage_of(f"{path}.receipts")
 
 
-def receipt_path(path: Path, part: int) -> Path:
+def receipt_name(part: int) -> str:
     """Receipt file of one part."""
-    return receipts_folder(path) / f"{part:06d}.json"
+    return f"{part:06d}.json"
 
 
-def write_record(path: Path, record: AtlasRecord) -> None:
+def write_record(path: Where, record: AtlasRecord) -> None:
     """Record the plan of the atlas at `path`."""
-    write_json(receipts_folder(path) / PLAN, asdict(record))
+    receipts_of(path).write(PLAN, json_bytes(asdict(record)))
 
 
-def read_record(path: Path) -> AtlasRecord:
+def read_record(path: Where) -> AtlasRecord:
     """The recorded plan of the atlas at `path`.
 
     Raises:
         AtlasError: if there is none, or it cannot be read.
     """
-    place = receipts_folder(path) / PLAN
-    if not place.is_file():
+    receipts = receipts_of(path)
+    place = f"{receipts}/{PLAN}"
+    try:
+        value = parse_json(receipts.read(PLAN), place)
+        history = tuple((n_cells, sha256) for n_cells, sha256 in value["history"])
+        return AtlasRecord(**{**value, "arrays": tuple(value["arrays"]), "history": history})
+    except FileNotFoundError as e:
         raise AtlasError(
             f"there is no plan record {place}: {path} is no atlas, or was never begun; run "
             "generate, or correct the path"
-        )
-    try:
-        value = read_json(place)
-        history = tuple((n_cells, sha256) for n_cells, sha256 in value["history"])
-        return AtlasRecord(**{**value, "arrays": tuple(value["arrays"]), "history": history})
+        ) from e
     except (CheckpointError, KeyError, TypeError, ValueError) as e:
         raise AtlasError(
             f"{place} is not a plan record ({e}); restore it, or remove it and {path}"
         ) from e
 
 
-def write_receipt(path: Path, receipt: Receipt) -> None:
+def write_receipt(path: Where, receipt: Receipt) -> None:
     """Publish a part: the last write of its task."""
-    write_json(receipt_path(path, receipt.part), {**asdict(receipt), "digest": receipt.digest})
+    value = {**asdict(receipt), "digest": receipt.digest}
+    receipts_of(path).write(receipt_name(receipt.part), json_bytes(value))
 
 
-def read_receipt(path: Path, record: AtlasRecord, part: int, *, deep: bool) -> Receipt:
+def read_receipt(path: Where, record: AtlasRecord, part: int, *, deep: bool) -> Receipt:
     """The receipt of a part, compared with the plan and with the files of the part.
 
     Args:
@@ -171,7 +173,7 @@ def read_receipt(path: Path, record: AtlasRecord, part: int, *, deep: bool) -> R
     Raises:
         AtlasError: saying what does not fit.
     """
-    receipt = _parse(receipt_path(path, part))
+    receipt, store = _parse(receipts_of(path), receipt_name(part)), storage_of(path)
     start, stop = record.rows(part)
     expected = (part, start, stop - start, record.plan_hash_of(part), record.model_hash)
     found = (
@@ -189,11 +191,11 @@ def read_receipt(path: Path, record: AtlasRecord, part: int, *, deep: bool) -> R
     if sorted(receipt.files) != sorted(record.files(part)):
         raise AtlasError(f"the receipt of part {part} lists other files than the plan")
     for name, (sha256, n_bytes) in receipt.files.items():
-        _check_file(path / name, part, sha256 if deep else None, n_bytes)
+        _check_file(store, name, part, sha256 if deep else None, n_bytes)
     return receipt
 
 
-def missing_parts(path: Path) -> list[int]:
+def missing_parts(path: Where) -> list[int]:
     """Parts of an atlas without a sound receipt; compares lengths of files, not their bytes.
 
     Raises:
@@ -208,36 +210,28 @@ def missing_parts(path: Path) -> list[int]:
     return missing
 
 
-def atlas_digest(path: Path) -> str:
+def atlas_digest(path: Where) -> str:
     """Identity of an atlas's bytes: the files of its template and the receipts of all parts."""
     record = read_record(path)
     parts = (read_receipt(path, record, part, deep=False) for part in range(record.n_parts))
     return digest({"template": record.template, "parts": [part.digest for part in parts]})
 
 
-def file_facts(store: Path, names: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """sha256 and length of files of a store, by name."""
-    return {name: (file_digest(store / name), (store / name).stat().st_size) for name in names}
+def file_facts(workspace: Path, names: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """sha256 and length of files that were prepared, by name."""
+    places = {name: workspace / name for name in names}
+    return {name: (file_digest(p), p.stat().st_size) for name, p in places.items()}
 
 
-def sync(places: Iterable[Path]) -> None:
-    """Force files and folders to disk."""
-    for place in places:
-        handle = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _parse(place: Path) -> Receipt:
-    if not place.is_file():
-        raise AtlasError(f"there is no receipt {place.name}: the part was never finished")
+def _parse(receipts: Storage, name: str) -> Receipt:
+    place = f"{receipts}/{name}"
     try:
-        value = read_json(place)
+        value = parse_json(receipts.read(name), place)
         expected = value.pop("digest")
         files = {name: (sha256, n_bytes) for name, (sha256, n_bytes) in value["files"].items()}
         receipt = Receipt(**{**value, "files": files})
+    except FileNotFoundError as e:
+        raise AtlasError(f"there is no receipt {name}: the part was never finished") from e
     except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as e:
         raise AtlasError(f"{place} is truncated or no receipt: {e}") from e
     if receipt.digest != expected:
@@ -245,12 +239,13 @@ def _parse(place: Path) -> Receipt:
     return receipt
 
 
-def _check_file(place: Path, part: int, sha256: str | None, n_bytes: int) -> None:
-    if not place.is_file():
+def _check_file(store: Storage, name: str, part: int, sha256: str | None, n_bytes: int) -> None:
+    place, found = f"{store}/{name}", store.n_bytes(name)
+    if found is None:
         raise AtlasError(f"part {part}: file {place} is missing")
-    if (found := place.stat().st_size) != n_bytes:
+    if found != n_bytes:
         raise AtlasError(f"part {part}: {place} has {found} bytes, its receipt says {n_bytes}")
-    if sha256 is not None and (found_sha := file_digest(place)) != sha256:
+    if sha256 is not None and (found_sha := store.sha256(name)) != sha256:
         raise AtlasError(
             f"part {part}: {place} was altered: sha256 {found_sha}, its receipt says {sha256}"
         )

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from tiny_atlas import GRID, begin, fill, stored
+from tiny_atlas import GRID, begin, fill, receipt_path, receipts_folder, stored
 
 from save_dist.core.errors import AtlasError, InfrastructureError
 from save_dist.generation.worker import PartWorker
@@ -94,7 +94,7 @@ def test_a_worker_killed_mid_part_costs_that_part_alone(
     assert receipts.missing_parts(path) == [0, 1]
     assert not atlas.is_complete(path)
     assert complete(path, model) == stored(undisturbed)
-    assert not list(receipts.receipts_folder(path).glob(".*"))
+    assert not list(receipts_folder(path).glob(".*"))
 
 
 def test_a_driver_killed_while_finishing_is_run_again(finished, undisturbed, monkeypatch):
@@ -205,7 +205,7 @@ def edited(place, **changes):
     ],
 )
 def test_a_damaged_receipt_is_found_named_and_mended(finished, undisturbed, model, damage, message):
-    damage(receipts.receipt_path(finished, 1))
+    damage(receipt_path(finished, 1))
     report = atlas.verify(finished)
     assert report.bad_parts == receipts.missing_parts(finished) == [1]
     assert message in report.problems[0].text
@@ -219,7 +219,7 @@ def test_a_receipt_of_another_plan_is_found(finished, tmp_path, model):
     other.mkdir()
     path, plan = begin(other, model, grid=GRID.model_copy(update={"seed": 4}))
     fill(path, model, [1])
-    shutil.copy(receipts.receipt_path(path, 1), receipts.receipt_path(finished, 1))
+    shutil.copy(receipt_path(path, 1), receipt_path(finished, 1))
     (problem,) = atlas.verify(finished).problems
     assert problem.part == 1
     assert plan.hash in problem.text
@@ -247,7 +247,7 @@ def test_damage_to_what_finishing_writes_is_found(finished, name):
 
 @pytest.mark.parametrize("text", ["{}", "[", '{"files": 3}'])
 def test_a_damaged_end_record_is_found(finished, text):
-    place = receipts.receipts_folder(finished) / "complete.json"
+    place = receipts_folder(finished) / "complete.json"
     place.write_text(text)
     (problem,) = atlas.verify(finished).problems
     assert "complete.json is truncated or altered" in problem.text
@@ -255,7 +255,7 @@ def test_a_damaged_end_record_is_found(finished, text):
 
 @pytest.mark.parametrize("text", ["{}", "[", '{"arrays": [], "other": 1}'])
 def test_a_damaged_plan_record_is_refused(finished, model, text):
-    place = receipts.receipts_folder(finished) / "plan.json"
+    place = receipts_folder(finished) / "plan.json"
     place.write_text(text)
     for use in (
         lambda: atlas.verify(finished),

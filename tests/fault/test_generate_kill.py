@@ -1,4 +1,4 @@
-"""Whole generate commands that are killed, or run twice at once: always the undisturbed atlas.
+"""Generate commands that are killed, lose a node or run twice at once: the undisturbed atlas.
 
 The digest of an atlas is taken over its template and all receipts, and these hold the sha256 of
 every file; verify compares the files with them.
@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from tiny_atlas import fill, tiny_plan
+from tiny_atlas import fill, receipts_folder, tiny_plan
 from tiny_model import save_tiny_model
 
 from save_dist.config.schema import GridConfig, OutputConfig
 from save_dist.pipelines.provenance import versions
-from save_dist.stores import atlas, receipts
+from save_dist.stores import atlas
 from save_dist.stores.bundle import load_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -43,12 +43,18 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, model):
     """Digest of the atlas that one process writes when nobody interferes."""
-    path = tmp_path_factory.mktemp("calm") / "atlas.zarr"
+    path = started(tmp_path_factory.mktemp("calm"), model)
+    fill(path, model, range(N_PARTS))
+    return atlas.finish(path)
+
+
+def started(folder, model):
+    """An empty atlas of the grid."""
+    path = folder / "atlas.zarr"
     plan = tiny_plan(load_bundle(model), GridConfig(**GRID), OutputConfig(**OUTPUT))
     assert plan.n_parts == N_PARTS
     atlas.create_template(path, plan.layout(), versions())
-    fill(path, model, range(N_PARTS))
-    return atlas.finish(path)
+    return path
 
 
 @pytest.fixture
@@ -77,7 +83,7 @@ def begun(command: list[str]) -> subprocess.Popen:
 
 
 def n_finished(path: Path) -> int:
-    return len(list(receipts.receipts_folder(path).glob("[0-9]*.json")))
+    return len(list(receipts_folder(path).glob("[0-9]*.json")))
 
 
 def wait_for_parts(path: Path, n_parts: int, process: subprocess.Popen) -> None:
@@ -96,7 +102,7 @@ def actors_of(process: subprocess.Popen) -> list[psutil.Process]:
 def assert_undisturbed(path: Path, digest: str) -> None:
     assert atlas.atlas_digest(path) == digest
     assert atlas.is_complete(path) and atlas.verify(path).is_sound
-    assert not list(receipts.receipts_folder(path).glob(".*"))
+    assert not list(receipts_folder(path).glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import zarr
-from tiny_atlas import GRID, N_PARTS, OUTPUT, begin, fill, stored, tiny_plan
+from tiny_atlas import GRID, N_PARTS, OUTPUT, begin, fill, receipt_path, stored, tiny_plan
 
 import save_dist
 from save_dist.core.errors import AtlasError, InfrastructureError
@@ -65,7 +65,7 @@ def finish(path, model, plan):
 
 
 def test_an_extended_atlas_is_the_one_made_in_one_go(small, model, plan, in_one_go):
-    before, kept = stored(small), receipts.receipt_path(small, 0).read_bytes()
+    before, kept = stored(small), receipt_path(small, 0).read_bytes()
     record = atlas.create_template(small, plan.layout(), VERSIONS)
     assert (record.n_cells, record.n_parts) == (90, 3)
     assert receipts.missing_parts(small) == [1, 2], "the short part is filled up"
@@ -73,7 +73,7 @@ def test_an_extended_atlas_is_the_one_made_in_one_go(small, model, plan, in_one_
     finish(small, model, plan)
     assert stored(small) == stored(in_one_go)
     assert stored(small)["X/c/0/0"] == before["X/c/0/0"]
-    assert receipts.receipt_path(small, 0).read_bytes() == kept
+    assert receipt_path(small, 0).read_bytes() == kept
     assert atlas.verify(small).is_sound and atlas.verify(small).is_marked_complete
     assert atlas.atlas_digest(small) == atlas.atlas_digest(in_one_go)
 
@@ -156,7 +156,7 @@ def test_a_part_from_before_is_mended_as_it_was(small, model, plan, in_one_go):
     atlas.discard_parts(small, [0])
     finish(small, model, plan)
     assert stored(small) == stored(in_one_go)
-    assert receipts.receipt_path(small, 0).read_text().count(plan.history[0][1]) == 1
+    assert receipt_path(small, 0).read_text().count(plan.history[0][1]) == 1
 
 
 def test_a_worker_of_the_older_plan_stops(small, model, plan):

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from tiny_atlas import receipt_path, receipts_folder
 from typer.testing import CliRunner
 
 from save_dist import cli
@@ -15,7 +16,7 @@ from save_dist.core.durable import write_json
 from save_dist.core.errors import DataError
 from save_dist.core.paths import RunPaths
 from save_dist.pipelines.status import headline, status
-from save_dist.stores.receipts import AtlasRecord, receipt_path, receipts_folder
+from save_dist.stores.receipts import AtlasRecord
 from save_dist.tracking.tracker import Journal, open_journal
 
 TINY = Path(__file__).resolve().parents[3] / "configs" / "tiny"

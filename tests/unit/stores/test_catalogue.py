@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from tiny_atlas import receipt_path
 
 from save_dist.core.errors import InfrastructureError
 from save_dist.core.paths import RunPaths
@@ -56,7 +57,7 @@ def test_the_newest_complete_atlas_is_one_that_is_there(place, run):
     assert newest_complete(place, model_hash="m", plan_hash=plan) == run / "atlas.zarr"
     assert newest_complete(place, model_hash="n") is None
     assert newest_complete(place, plan_hash="other") is None
-    receipts.receipt_path(run / "atlas.zarr", 1).unlink()
+    receipt_path(run / "atlas.zarr", 1).unlink()
     assert newest_complete(place) is None
 
 
