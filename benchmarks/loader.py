@@ -1,219 +1,208 @@
-"""How fast do shuffled minibatches come, as a share of what decoding the same blocks costs?
+"""How fast do shuffled minibatches come, beside other loaders and bare decoding of the same blocks?
 
-    python benchmarks/loader.py --cells 48000
+    python benchmarks/loader.py [SECTION ...] [--cells 1000000] [--folder FOLDER]
 
-Builds a synthetic negative binomial atlas (datasets one after the other, as atlases are) in a
-temporary folder. The unit is cells per CPU-second of this process, which other load on the machine
-hardly moves; compare within one table only. Everything sits in the page cache.
+Sections: speed, ingest, memory. The atlas is simulated (`loading/atlas.py`). The unit is cells per
+CPU-second of this process, which other load on the machine hardly moves; jobs take turns, so that
+a busy moment does not hit one alone. Compare within one table only. Everything sits in the page
+cache. Peers that are not installed are left out: tiledbsoma-ml, and annbatch (Python >= 3.12).
 """
 
 import argparse
-import json
 import os
+import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
-import pandas as pd
-import tiledbsoma
+from loading import atlas, readers
+from loading.memory import peak_bytes
 
-from save_dist.core.seeding import generator
+from save_dist.config.schema import ConditionsConfig, IngestConfig
+from save_dist.core.durable import digest
 from save_dist.data.cache import ensure_cache
-from save_dist.data.csr import CsrCounts
-from save_dist.data.packed import PackedReader
+from save_dist.data.ingest import ingest
 from save_dist.data.partition import StreamPlan
-from save_dist.data.source import SomaSource, StoreLocator
-from save_dist.data.splits import CellIndex
+from save_dist.data.source import SomaSource
 from save_dist.data.stream import CellStream
-from save_dist.data.transforms import DenseBuffers, densify
-from save_dist.data.writer import StoreLayout, create_store, mark_complete, write_counts, write_obs
 
-CELLS_AT_ONCE = 2000
-DECODE = "pure decode of the same blocks"
+PEERS = ("tiledbsoma", "tiledbsoma-ml", "annbatch", "zarrs")
 
 
-class Atlas(NamedTuple):
-    """The store and what is read from it."""
+class Line(NamedTuple):
+    """A figure, its range over repeats, and what it has to be."""
 
-    locator: StoreLocator
-    index: CellIndex
-    gene_positions: np.ndarray
-    datasets: np.ndarray
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    name: str
-    cells_per_cpu_s: float
-    entropy: float | None
+    what: str
+    value: str
+    goal: str = ""
 
 
 def main() -> None:
-    """Build, measure, print."""
+    """Build what is missing, measure, print."""
     args = parse()
-    with tempfile.TemporaryDirectory(prefix="loader-") as folder:
-        started = time.process_time()
-        atlas = build_atlas(Path(folder), args)
-        print(f"atlas of {args.cells} cells built in {time.process_time() - started:.1f} CPU-s")
-        rows = measure(atlas, Path(folder), args)
-    print(table(rows))
-    if args.save:
-        path = Path(__file__).parent / "results" / "loader.json"
-        path.parent.mkdir(exist_ok=True)
-        result = {"arguments": vars(args), "rows": [row._asdict() for row in rows]}
-        path.write_text(json.dumps(result, indent=1) + "\n")
+    with tempfile.TemporaryDirectory(prefix="loader-") as scratch:
+        folder = args.folder or Path(scratch)
+        folder.mkdir(exist_ok=True)
+        for line in about(args):
+            print(line)
+        for name in args.sections or SECTIONS:
+            for line in SECTIONS[name](args, folder):
+                print(f"{line.what:<58}{line.value:>26}  {line.goal}", flush=True)
 
 
 def parse() -> argparse.Namespace:
     """Arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, default=120_000)
-    parser.add_argument("--genes", type=int, default=4000, help="genes of the store")
-    parser.add_argument("--vocabulary", type=int, default=4000, help="genes of the model")
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="default: all")
+    parser.add_argument("--cells", type=int, default=1_000_000)
+    parser.add_argument("--few-cells", type=int, default=100_000, help="ingest, memory")
+    parser.add_argument("--genes", type=int, default=4000)
     parser.add_argument("--datasets", type=int, default=24)
     parser.add_argument("--rows-per-chunk", type=int, default=128)
     parser.add_argument("--chunks-per-pool", type=int, default=256)
-    parser.add_argument("--cells-per-step", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=3, help="passes; the median is printed")
-    parser.add_argument("--train-share", type=float, default=1.0, help="cells in the index")
-    parser.add_argument("--save", action="store_true", help="write results/loader.json")
+    parser.add_argument("--pools", type=int, default=2, help="pools of a repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="keeps the atlas for the next run")
     return parser.parse_args()
 
 
-def build_atlas(folder: Path, args: argparse.Namespace) -> Atlas:
-    """Datasets with gene rates of their own, one after the other, about 300 genes a cell."""
-    uri = folder / "store.soma"
-    genes = tuple(f"g{i}" for i in range(args.genes))
-    first = next(simulate(args))
-    layout = StoreLayout(args.cells, genes, "uint16", {}, 64, first.genes.size / first.n_cells)
-    create_store(uri, layout, {})
-    start = 0
-    for block in simulate(args):
-        write_counts(uri, block, start)
-        write_obs(uri, obs_of(block, start), {}, start)
-        start += block.n_cells
-    mark_complete(uri, {})
-    joinids = np.arange(args.cells, dtype=np.int64)
-    if args.train_share < 1:
-        joinids = joinids[generator(0, "split").random(args.cells) < args.train_share]
-    codes = np.zeros((joinids.size, 1), dtype=np.int16)
-    index = CellIndex(joinids, codes, np.zeros(joinids.size, dtype=np.uint8))
-    chosen = np.sort(generator(0, "vocabulary").permutation(args.genes)[: args.vocabulary])
-    datasets = joinids * args.datasets // args.cells
-    return Atlas(StoreLocator(str(uri)), index, chosen, datasets)
-
-
-def obs_of(block: CsrCounts, start: int) -> pd.DataFrame:
-    """What a store says about its cells."""
-    names = [f"c{i}" for i in range(start, start + block.n_cells)]
-    totals = np.add.reduceat(block.counts, block.indptr[:-1], dtype=np.int64)
-    return pd.DataFrame({"cell_id": names, "input": "simulated", "n_counts": totals})
-
-
-def simulate(args: argparse.Namespace) -> Iterator[CsrCounts]:
-    """Negative binomial counts, 2000 cells at a time."""
-    base = generator(0, "genes").gamma(0.25, size=args.genes)
-    for start in range(0, args.cells, CELLS_AT_ONCE):
-        rng = generator(0, "cells", start)
-        n = min(CELLS_AT_ONCE, args.cells - start)
-        dataset = np.arange(start, start + n) * args.datasets // args.cells
-        rates = np.stack(
-            [
-                base * generator(0, "dataset", d).gamma(2, size=args.genes)
-                for d in np.unique(dataset)
-            ]
-        )
-        rates = (rates / rates.sum(1, keepdims=True))[dataset - dataset[0]]
-        library = rng.lognormal(np.log(450), 0.35, size=(n, 1))
-        gamma = rng.standard_gamma(2, size=rates.shape, dtype=np.float32) / 2
-        counts = rng.poisson(rates * library * gamma)
-        rows, genes = np.nonzero(counts)
-        indptr = np.searchsorted(rows, np.arange(n + 1))
-        values = counts[rows, genes].astype(np.uint16)
-        yield CsrCounts(indptr, genes.astype(np.uint16), values)
-
-
-def measure(atlas: Atlas, folder: Path, args: argparse.Namespace) -> list[Row]:
-    """Every loader over the same plan."""
-    plan = StreamPlan(
-        atlas.index.n_cells,
-        args.cells_per_step,
-        args.rows_per_chunk,
-        args.chunks_per_pool,
-        n_lanes=4,
-        seed=0,
+def about(args: argparse.Namespace) -> Iterator[str]:
+    """What the figures belong to."""
+    here = Path(__file__).parent
+    commit = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     )
-    with SomaSource(atlas.locator) as source:
-        cache = ensure_cache(source, atlas.index, atlas.gene_positions, folder / "cache", 2**40)
-        packed = [read_pool(source, atlas, pool) for pool in pool_positions(plan, 0)]
-    stream_args = (atlas.locator, atlas.index, atlas.gene_positions, plan)
-    with CellStream(*stream_args) as store, CellStream(*stream_args, cache=cache) as cached:
-        jobs: dict[str, Callable[[int], Any]] = {
-            DECODE: lambda epoch: decode(atlas, plan, epoch),
-            "the same, our settings": lambda epoch: decode_ours(atlas, plan, epoch),
-            "stream from SOMA": lambda epoch: stream(atlas, store, epoch),
-            "stream from the packed cache": lambda epoch: stream(atlas, cached, epoch),
-            "ceiling: packed pools in memory": lambda epoch: fill(atlas, packed),
+    settings = {n: v for n, v in vars(args).items() if n not in ("folder", "sections")}
+    yield f"commit {commit.stdout.strip()}, config {digest(settings)[:12]}, {settings}"
+    yield ", ".join(f"{name} {version(name)}" for name in PEERS if is_installed(name))
+
+
+def is_installed(name: str) -> bool:
+    """Whether a peer can take part."""
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- speed
+
+
+def speed(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
+    """Every loader over the same plan, and the ratios that matter."""
+    shape = atlas.Shape.of(args)
+    ours = made(folder / f"ours-{args.cells}.soma", atlas.our_store, shape)
+    other = made(folder / f"default-{args.cells}.soma", atlas.default_store, shape)
+    plan = StreamPlan(args.cells, 1024, args.rows_per_chunk, args.chunks_per_pool, 4, seed=0)
+    cells = readers.Cells(
+        atlas.locator_of(ours), atlas.index_of(shape), np.arange(args.genes), plan
+    )
+    theirs = cells._replace(store=atlas.locator_of(other))
+    with SomaSource(cells.store) as source:
+        cache = ensure_cache(source, cells.index, cells.gene_positions, folder / "cache", 2**40)
+    jobs: dict[str, readers.Reader] = {
+        DECODE: readers.decode(cells),
+        "decode with our settings": readers.decode_ours(cells),
+        STREAM: readers.stream(cells),
+        CACHED: readers.stream(cells, cache),
+        CEILING: readers.ceiling(cells, 1),
+        STREAM_OTHER: readers.stream(theirs),
+    }
+    peers = {}
+    if is_installed("tiledbsoma-ml"):
+        peers = {
+            ML: readers.TiledbsomaMl(cells, cells.store),
+            ML_OTHER: readers.TiledbsomaMl(cells, theirs.store),
         }
-        add_tiledbsoma_ml(jobs, atlas, plan)
-        return time_all(jobs, plan.n_cells, args.repeats)
+    if is_installed("annbatch"):
+        collection = annbatch_copy(folder, shape)
+        jobs[ANN_64] = readers.annbatch(collection, args.genes, 64, 256)
+        jobs[ANN_BEST] = readers.annbatch(collection, args.genes, 1024, 16)
+    rates = time_all({**jobs, **peers}, peers, plan, args)
+    for name, found in rates.items():
+        yield Line(name, per_cpu_s(found))
+    for what, mine, theirs_, goal in RATIOS:
+        if theirs_ in rates:
+            yield Line(what, ratio(rates[mine], rates[theirs_]), f">= {goal}")
+    yield Line("batch entropy over data sets / uniform", f"{entropy(cells, shape):.4f}", ">= .98")
 
 
-def time_all(jobs: dict[str, Callable[[int], Any]], n_cells: int, n_repeats: int) -> list[Row]:
-    """Median over passes; jobs take turns, so that a busy moment does not hit one alone."""
-    found: dict[str, list[tuple[float, float | None]]] = {name: [] for name in jobs}
-    for epoch in range(n_repeats + 1):
+DECODE, STREAM, CACHED = "pure decode", "stream", "stream, packed cache"
+STREAM_OTHER, CEILING = "stream, default store", "packed pool in memory"
+ML, ML_OTHER = "tiledbsoma-ml", "tiledbsoma-ml, default store"
+ANN_64, ANN_BEST = "annbatch, 64 x 256", "annbatch, 1024 x 16"
+LOGS = " + logarithms"
+RATIOS = [
+    ("stream / tiledbsoma-ml, counts alone", STREAM, ML, "3.5"),
+    ("stream / tiledbsoma-ml", STREAM, ML + LOGS, "3.5"),
+    ("stream / tiledbsoma-ml, its default store, counts alone", STREAM, ML_OTHER, "5"),
+    ("stream / tiledbsoma-ml, its default store", STREAM, ML_OTHER + LOGS, "5"),
+    ("both on the default store, counts alone", STREAM_OTHER, ML_OTHER, "1.5"),
+    ("both on the default store", STREAM_OTHER, ML_OTHER + LOGS, "1.5"),
+    ("stream / annbatch 64 x 256", STREAM, ANN_64, ".6"),
+    ("cached / annbatch at its best", CACHED, ANN_BEST, "1.2"),
+    ("stream / pure decode", STREAM, DECODE, ".9"),
+]
+
+
+def time_all(
+    jobs: dict[str, readers.Reader],
+    peers: dict[str, readers.TiledbsomaMl],
+    plan: StreamPlan,
+    args: argparse.Namespace,
+) -> dict[str, list[float]]:
+    """Cells per CPU-second, one per repeat; the first turn compiles and does not count."""
+    rates: dict[str, list[float]] = {}
+    for turn in range(args.repeats + 1):
         for name, job in jobs.items():
-            started = time.process_time()
-            entropy = job(epoch)
-            found[name].append((n_cells / (time.process_time() - started), entropy))
-    return [
-        Row(name, statistics.median(f for f, _ in passes[1:]), passes[0][1])
-        for name, passes in found.items()
-    ]
+            n_cells, cpu_s, log_s = time_pools(job, turn, plan, args.pools)
+            if turn == 0:
+                continue
+            if name in peers:
+                rates.setdefault(name + LOGS, []).append(n_cells / cpu_s)
+                cpu_s -= log_s
+            rates.setdefault(name, []).append(n_cells / cpu_s)
+    return rates
 
 
-def pool_positions(plan: StreamPlan, epoch: int) -> Iterator[np.ndarray]:
-    """Cells of each pool of an epoch over all lanes, [step cell]."""
-    n_steps = plan.n_steps_per_epoch
-    for stretch in plan.stretches(epoch * n_steps, (epoch + 1) * n_steps):
-        yield plan.rows_of(stretch, range(plan.n_lanes))
+def time_pools(
+    job: readers.Reader, epoch: int, plan: StreamPlan, n_pools: int
+) -> tuple[int, float, float]:
+    """Cells, CPU seconds and those of logarithms of some pools, from the second one on.
+
+    Loaders read a pool ahead; between the same place of two pools it is as many as were used.
+    """
+    cells_per_pool = plan.steps_per_pool * plan.cells_per_step
+    log_s = (lambda: job.log_s) if isinstance(job, readers.TiledbsomaMl) else lambda: 0.0
+    n_seen, start = 0, (0.0, 0.0)
+    handed_out = iter(job(epoch))
+    for n in handed_out:
+        n_seen += n
+        if n_seen - n < cells_per_pool <= n_seen:
+            start = time.process_time(), log_s()
+        if n_seen >= (1 + n_pools) * cells_per_pool:
+            break
+    end = time.process_time(), log_s()
+    getattr(handed_out, "close", lambda: None)()
+    return n_seen - cells_per_pool, end[0] - start[0], end[1] - start[1]
 
 
-def decode(atlas: Atlas, plan: StreamPlan, epoch: int) -> None:
-    """One sorted read per pool with tiledbsoma as it comes, the Arrow tables thrown away."""
-    with tiledbsoma.Experiment.open(atlas.locator.uri) as experiment:
-        x = experiment.ms["RNA"].X["raw"]
-        for positions in pool_positions(plan, epoch):
-            wanted = np.unique(positions)
-            for _ in x.read(coords=(atlas.index.joinids[wanted],)).tables():
-                pass
-
-
-def decode_ours(atlas: Atlas, plan: StreamPlan, epoch: int) -> None:
-    """The same with the buffer sizes and memory settings of `SomaSource`."""
-    with SomaSource(atlas.locator) as source:
-        for positions in pool_positions(plan, epoch):
-            wanted = np.unique(positions)
-            for _ in source.read_entries(atlas.index.joinids[wanted]):
-                pass
-
-
-def stream(atlas: Atlas, cells: CellStream, epoch: int) -> float:
-    """One epoch; returns the batch entropy over datasets as a share of the atlas's own."""
-    n_steps = cells.plan.n_steps_per_epoch
-    entropies = [
-        entropy_of(atlas.datasets[batch.positions])
-        for batch in cells.batches(epoch * n_steps, (epoch + 1) * n_steps)
-    ]
-    return float(np.mean(entropies)) / entropy_of(atlas.datasets)
+def entropy(cells: readers.Cells, shape: atlas.Shape) -> float:
+    """Mean entropy of the data sets of a minibatch, as a share of the atlas's own."""
+    n_steps = min(cells.plan.n_steps_per_epoch, 4 * cells.plan.steps_per_pool)
+    with CellStream(*cells) as stream:
+        found = [entropy_of(shape.datasets(batch.joinids)) for batch in stream.batches(0, n_steps)]
+    return float(np.mean(found)) / entropy_of(shape.datasets(cells.index.joinids))
 
 
 def entropy_of(labels: np.ndarray) -> float:
@@ -222,62 +211,104 @@ def entropy_of(labels: np.ndarray) -> float:
     return float(-np.sum(share[share > 0] * np.log(share[share > 0])))
 
 
-def read_pool(source: SomaSource, atlas: Atlas, positions: np.ndarray) -> Any:
-    """Packed cells of one pool, and the row of each cell of each step."""
-    wanted, rows = np.unique(positions, return_inverse=True)
-    cells = PackedReader(source, atlas.gene_positions).read(atlas.index.joinids[wanted])
-    return cells, rows.reshape(positions.shape)
+# ---------------------------------------------------------------- ingest and memory
 
 
-def fill(atlas: Atlas, packed: list[Any]) -> None:
-    """Only the last stage: packed rows in memory -> matrices."""
-    buffers = DenseBuffers()
-    for cells, steps in packed:
-        for rows in steps:
-            densify(cells, rows, atlas.gene_positions.size, buffers)
+def ingest_cost(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
+    """The same file into our store and, by tiledbsoma.io, into its own."""
+    import tiledbsoma.io
+
+    shape = atlas.Shape(args.few_cells, args.genes, args.datasets)
+    path = made(folder / f"cells-{args.few_cells}.h5ad", atlas.h5ad, shape)
+    config = IngestConfig.model_validate({"inputs": [{"path": str(path)}]})
+    conditions = ConditionsConfig(columns=["dataset"])
+    writers: dict[str, Callable[[Path], object]] = {
+        "ours": lambda uri: ingest(config, conditions, uri),
+        "tiledbsoma.io": lambda uri: tiledbsoma.io.from_h5ad(
+            str(uri), str(path), measurement_name="RNA", X_layer_name="raw"
+        ),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in writers}
+    sizes: dict[str, int] = {}
+    for _ in range(3):
+        for name, write in writers.items():
+            uri = folder / f"{name}.ingested"
+            began = time.process_time()
+            write(uri)
+            seconds[name].append(time.process_time() - began)
+            sizes[name] = n_bytes(uri / "ms/RNA/X")
+            shutil.rmtree(uri)
+            shutil.rmtree(uri.with_name(uri.name + ".receipts"), ignore_errors=True)
+    for name, found in seconds.items():
+        value = f"{statistics.median(found):.1f} CPU-s, {sizes[name] / 1e6:.0f} MB"
+        yield Line(f"ingest of {args.few_cells} cells, {name}", value)
+    cpu = ratio(seconds["ours"], seconds["tiledbsoma.io"])
+    yield Line("ingest CPU / tiledbsoma.io", cpu, "<= .2")
+    yield Line(
+        "ingest bytes / tiledbsoma.io", f"{sizes['ours'] / sizes['tiledbsoma.io']:.3f}", "<= .85"
+    )
 
 
-def add_tiledbsoma_ml(
-    jobs: dict[str, Callable[[int], Any]], atlas: Atlas, plan: StreamPlan
-) -> None:
-    """tiledbsoma-ml on the same store, blocks of the same size, if it is installed."""
-    try:
-        import tiledbsoma_ml
-    except ImportError:
-        print("tiledbsoma-ml is not installed; its line is left out")
-        return
-
-    def run(epoch: int) -> None:
-        axes = {
-            "obs_query": tiledbsoma.AxisQuery(coords=(atlas.index.joinids,)),
-            "var_query": tiledbsoma.AxisQuery(coords=(atlas.gene_positions,)),
-        }
-        with tiledbsoma.Experiment.open(atlas.locator.uri) as experiment:
-            cells = tiledbsoma_ml.ExperimentDataset(
-                experiment.axis_query("RNA", **axes),
-                layer_name="raw",
-                batch_size=plan.cells_per_step,
-                io_batch_size=plan.steps_per_pool * plan.cells_per_step,
-                shuffle=True,
-                shuffle_chunk_size=plan.rows_per_chunk,
-                seed=epoch,
-            )
-            n_read = sum(len(x) for x, _ in cells)
-        assert n_read == plan.n_cells, f"tiledbsoma-ml read {n_read} of {plan.n_cells} cells"
-
-    jobs["tiledbsoma-ml (no logarithm)"] = run
+def memory(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
+    """Peaks of processes that read or write a tenth of the cells, and all."""
+    peaks: dict[str, list[int]] = {"stream": [], "ingest": []}
+    for n_cells in (args.few_cells, args.cells):
+        shape = atlas.Shape(n_cells, args.genes, args.datasets)
+        store = made(folder / f"ours-{n_cells}.soma", atlas.our_store, shape)
+        path = made(folder / f"cells-{n_cells}.h5ad", atlas.h5ad, shape)
+        peaks["stream"].append(peak_bytes("stream", store, -(-n_cells // 1024)))
+        copy = folder / "memory.soma"
+        peaks["ingest"].append(peak_bytes("ingest", path, copy))
+        shutil.rmtree(copy)
+        shutil.rmtree(copy.with_name(copy.name + ".receipts"))
+    for name, (few, many) in peaks.items():
+        value = f"{few / 2**20:.0f} -> {many / 2**20:.0f} MiB ({many / few:.3f})"
+        yield Line(f"peak memory, {name}, {args.few_cells} -> {args.cells} cells", value, "<= 1.1")
 
 
-def table(rows: list[Row]) -> str:
-    """The table as text."""
-    speed = {row.name: row.cells_per_cpu_s for row in rows}
-    decoding = speed[DECODE]
-    lines = [f"{'loader':34s} {'cells/CPU-s':>12s} {'x decode':>9s} {'entropy/uniform':>16s}"]
-    for row in rows:
-        entropy = "" if row.entropy is None else f"{row.entropy:.3f}"
-        share = row.cells_per_cpu_s / decoding
-        lines.append(f"{row.name:34s} {row.cells_per_cpu_s:12,.0f} {share:9.2f} {entropy:>16s}")
-    return "\n".join(lines)
+def made(path: Path, make: Callable[[Path, atlas.Shape], None], shape: atlas.Shape) -> Path:
+    """What stands at `path`, or is made now."""
+    if not path.exists():
+        aside = path.with_name(f".{path.name}")
+        began = time.process_time()
+        make(aside, shape)
+        aside.rename(path)
+        print(f"{path.name} made in {time.process_time() - began:.0f} CPU-s", flush=True)
+    return path
+
+
+def annbatch_copy(folder: Path, shape: atlas.Shape) -> Path:
+    """Its preshuffled collection."""
+    path = made(folder / f"cells-{shape.n_cells}.h5ad", atlas.h5ad, shape)
+    return made(
+        folder / f"annbatch-{shape.n_cells}.zarr",
+        lambda target, _: readers.shuffle_for_annbatch(path, target),
+        shape,
+    )
+
+
+def n_bytes(folder: Path) -> int:
+    """Size of all files below."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def per_cpu_s(rates: list[float]) -> str:
+    """Median with its range."""
+    low, high = min(rates), max(rates)
+    return f"{statistics.median(rates):,.0f} ({low / 1e3:.0f}k-{high / 1e3:.0f}k)"
+
+
+def ratio(mine: list[float], theirs: list[float]) -> str:
+    """Median of the ratios of the repeats, with their range."""
+    found = [a / b for a, b in zip(mine, theirs, strict=True)]
+    return f"{statistics.median(found):.3f} ({min(found):.2f}-{max(found):.2f})"
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Line]]] = {
+    "speed": speed,
+    "ingest": ingest_cost,
+    "memory": memory,
+}
 
 
 if __name__ == "__main__":

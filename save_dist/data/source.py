@@ -45,8 +45,8 @@ _X_COLUMNS = ("soma_dim_0", "soma_dim_1", "soma_data")
 # Local stores are read in portions whose tiles and Arrow columns find memory that is warm already:
 # in one large read more than half of the time goes into page faults. A remote store pays a round
 # trip for each, so it is asked for everything at once.
-_ENTRIES_PER_READ = 2**20
-_LOCAL_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 4 * 2**20, 64 * 2**20
+_ENTRIES_PER_READ = 2**21
+_LOCAL_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 8 * 2**20, 64 * 2**20
 
 
 class Entries(NamedTuple):
