@@ -5,9 +5,14 @@ import os
 # read when torch, numba and BLAS load, so before any test imports them; subprocesses inherit it
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import contextlib
 import secrets
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -172,3 +177,41 @@ def server(template_db, tmp_path):
     path.parent.mkdir()
     shutil.copy(template_db, path)
     return Server(f"sqlite:///{path}")
+
+
+@pytest.fixture(scope="session")
+def s3_address():
+    """Host and port of a local S3 server.
+
+    A process of its own: TileDB waits for some answers without letting go of the GIL.
+    """
+    pytest.importorskip("moto.server", reason="moto (extra dev) is absent: no local S3 server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **quiet) as process:
+        try:
+            _wait_for(port)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def _wait_for(port):
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    pytest.fail("the S3 server did not start")
+
+
+@pytest.fixture
+def s3_server(s3_address, monkeypatch):
+    """Host and port of a local S3 server; credentials stand in the environment."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    return s3_address

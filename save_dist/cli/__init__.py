@@ -32,6 +32,7 @@ from save_dist.pipelines import export as export_forms
 from save_dist.pipelines import status as progress_of
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.provenance import provenance
+from save_dist.stores.storage import place_of
 from save_dist.tracking.mlflow import Mirror
 from save_dist.tracking.progress import make_progress, render_table
 from save_dist.tracking.tracker import open_journal
@@ -73,7 +74,7 @@ app.add_typer(tracking, name="track", help="MLflow: what it missed, its models, 
 
 @app.command(help="Check every byte of an atlas against its receipts and plan.")
 def verify(
-    atlas: Annotated[Path, typer.Argument(help="RUN/atlas.zarr")],
+    atlas: Annotated[str, typer.Argument(help="RUN/atlas.zarr, or s3://BUCKET/NAME.zarr")],
     mend: Annotated[bool, typer.Option(help="Make bad parts missing for `generate`.")] = False,
     resample: Annotated[int, typer.Option(help="Parts to sample again and compare.")] = 0,
     model: Annotated[
@@ -83,18 +84,18 @@ def verify(
 ) -> None:
     """Exit code 4 if a part is missing or altered, or comes out otherwise."""
     resampling = verbs.Resampling(resample, model, seed)
-    work = partial(verbs.verify, atlas, mend=mend, resampling=resampling)
+    work = partial(verbs.verify, place_of(atlas), mend=mend, resampling=resampling)
     raise typer.Exit(ending(work, {"verb": "verify"}))
 
 
 @app.command(help="Write an atlas in another form; goes on where it was killed.")
 def export(
-    atlas: Annotated[Path, typer.Argument(help="RUN/atlas.zarr")],
+    atlas: Annotated[str, typer.Argument(help="RUN/atlas.zarr, or s3://BUCKET/NAME.zarr")],
     output: Annotated[Path, typer.Argument(help="File or folder to write; never replaced.")],
     to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(export_forms.FORMS)}.")],
 ) -> None:
     """One part in memory at a time."""
-    work = partial(export_forms.export, atlas, output, to)
+    work = partial(export_forms.export, place_of(atlas), output, to)
     raise typer.Exit(ending(work, {"verb": "export"}))
 
 
@@ -258,7 +259,7 @@ def run_job(verb: str, path: Path, overrides: list[str], *, dry_run: bool = Fals
 
 
 def _execute(verb: str, config: schema.JobConfig) -> Summary:
-    paths = RunPaths(config.run.dir)
+    paths = RunPaths(config.run.dir, config.run.atlas)
     write_bytes(paths.config, dump_yaml(config).encode())  # fails now if the folder takes no files
     journal = open_journal(paths.metrics)
     context = Context(paths, journal, make_progress())

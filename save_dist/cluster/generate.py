@@ -14,6 +14,8 @@ from save_dist.cluster import runtime
 from save_dist.config.schema import ClusterConfig
 from save_dist.core.errors import InfrastructureError
 from save_dist.generation.worker import PARTS_IN_FLIGHT, PartFiller, PartWorker
+from save_dist.stores.receipts import Receipt
+from save_dist.stores.storage import Where
 from save_dist.tracking.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -31,18 +33,20 @@ class PartOutcome:
     seconds: float
     n_evaluations: int
     error: str
+    is_refused: bool = False
+    """Whether a disk or server refused what the part was to be written to."""
 
 
 class _Actor:
     """Ray's side of a `PartFiller`: one per process, model loaded once, called from its threads."""
 
     def __init__(
-        self, kind: type[PartFiller], bundle: str, atlas: str, n_threads: int, device: str
+        self, kind: type[PartFiller], bundle: str, atlas: Where, n_threads: int, device: str
     ) -> None:
         import torch
 
         torch.set_num_threads(n_threads)
-        self._worker = kind(Path(bundle), Path(atlas), device)
+        self._worker = kind(Path(bundle), atlas, device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = int(row["part"])
@@ -51,21 +55,30 @@ class _Actor:
         except Exception as e:  # one bad part must not end the other parts
             logger.exception("event=part_failed part=%d", part)
             text = f"{type(e).__name__}: {e}"
-            return {"part": part, "n_cells": 0, "seconds": 0.0, "n_evaluations": 0, "error": text}
-        return {
-            "part": part,
-            "n_cells": receipt.n_cells,
-            "seconds": receipt.seconds,
-            "n_evaluations": receipt.n_evaluations,
-            "error": "",
-        }
+            refused = isinstance(e, InfrastructureError)
+            return _row(part, error=text, is_refused=refused)
+        return _row(part, receipt)
+
+
+def _row(
+    part: int, receipt: Receipt | None = None, *, error: str = "", is_refused: bool = False
+) -> dict[str, Any]:
+    """What an actor tells of a part."""
+    return {
+        "part": part,
+        "n_cells": receipt.n_cells if receipt else 0,
+        "seconds": receipt.seconds if receipt else 0.0,
+        "n_evaluations": receipt.n_evaluations if receipt else 0,
+        "error": error,
+        "is_refused": is_refused,
+    }
 
 
 def generate(
     parts: Sequence[int],
     cells: int,
     bundle: Path,
-    atlas: Path,
+    atlas: Where,
     config: ClusterConfig,
     progress: Progress,
     kind: type[PartFiller] = PartWorker,
@@ -102,7 +115,7 @@ def generate(
 def _rounds(
     parts: Sequence[int],
     bundle: Path,
-    atlas: Path,
+    atlas: Where,
     config: ClusterConfig,
     kind: type[PartFiller],
 ) -> Iterator[PartOutcome]:
@@ -113,7 +126,7 @@ def _rounds(
 def _round(
     parts: Sequence[int],
     bundle: Path,
-    atlas: Path,
+    atlas: Where,
     config: ClusterConfig,
     kind: type[PartFiller],
 ) -> Iterator[PartOutcome]:
@@ -132,7 +145,7 @@ def _round(
         fn_constructor_args=(
             kind,
             str(bundle.resolve()),
-            str(atlas.resolve()),
+            atlas.resolve() if isinstance(atlas, Path) else atlas,
             max(1, int(config.cpus_per_worker)),
             "cuda" if config.gpus_per_worker > 0 else "cpu",
         ),

@@ -37,6 +37,8 @@ class RunPaths:
     """Places of one run."""
 
     root: Path
+    atlas_elsewhere: str | None = None
+    """`run.atlas` of the configuration."""
 
     @property
     def config(self) -> Path:
@@ -87,9 +89,9 @@ class RunPaths:
         return self.root / "model"
 
     @property
-    def atlas(self) -> Path:
-        """Generated cells."""
-        return self.root / "atlas.zarr"
+    def atlas(self) -> Path | str:
+        """Generated cells: a folder, or a place in an object store."""
+        return self.atlas_elsewhere or self.root / "atlas.zarr"
 
     @property
     def catalogue(self) -> Path:

@@ -1,8 +1,8 @@
 """An atlas to read from: lazily, by condition, without a model.
 
 The plan stands in the store, so the rows of a condition are known before anything is read, and
-what is then read are the chunks that hold them. Where the store stands is zarr's affair: a path, a
-URL, or one of its store objects.
+what is then read are the chunks that hold them. The store may be a path, `s3://bucket/prefix`, or
+whatever else zarr opens.
 """
 
 import itertools
@@ -25,6 +25,7 @@ from save_dist.config.schema import GridConfig
 from save_dist.core.errors import AtlasError, ConfigError, listed
 from save_dist.generation.combinations import all_codes, matching
 from save_dist.generation.rows import RowMap, Segment, rows_of
+from save_dist.stores.storage import is_bucket, storage_of
 from save_dist.stores.template import COMPLETE, OWN_COLUMNS, PLAN
 from save_dist.vocab.conditions import ConditionVocabulary
 
@@ -46,7 +47,8 @@ class Atlas:
     def __init__(self, store: Any, *, incomplete: bool = False) -> None:
         self._name = str(store)
         try:
-            self._group = zarr.open_group(store, mode="r")
+            place = storage_of(store).zarr if is_bucket(store) else store
+            self._group = zarr.open_group(place, mode="r")
             self.plan: Mapping[str, Any] = json.loads(str(self._group[PLAN][()]))
             self.is_complete = bool(self._group[COMPLETE][()])
         except (FileNotFoundError, KeyError, ValueError) as e:

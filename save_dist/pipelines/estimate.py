@@ -13,6 +13,7 @@ from save_dist.generation.grid import GridPlan, Part
 from save_dist.generation.worker import composer_of, sample_part
 from save_dist.stores.bundle import load_bundle
 from save_dist.stores.receipts import missing_parts, read_receipt, read_record
+from save_dist.stores.storage import Where
 
 N_RECEIPTS = 64
 """Receipts at most that a pace is taken from."""
@@ -58,7 +59,7 @@ def estimate(plan: GridPlan, paths: RunPaths, cluster: ClusterConfig) -> Estimat
     return Estimate(n_left, round(pace, 1), measured_on, n_workers, seconds)
 
 
-def _finished_parts(atlas: Path, plan: GridPlan) -> list[int]:
+def _finished_parts(atlas: Where, plan: GridPlan) -> list[int]:
     """Parts of the plan that need no work: all with a receipt, but a short one to be filled up."""
     try:
         record = read_record(atlas)

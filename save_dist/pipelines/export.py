@@ -26,7 +26,7 @@ from save_dist.data.csr import CsrCounts
 from save_dist.generation.atlas_view import Atlas
 from save_dist.pipelines.context import Summary
 from save_dist.stores.h5ad import write_h5ad
-from save_dist.stores.storage import sync
+from save_dist.stores.storage import Where, sync
 
 COLLECTION = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 """By which annbatch knows a folder of `dataset_N` (its change log, 0.1)."""
@@ -57,7 +57,7 @@ class _Job:
         write_json(self.record, {**self.about, "n_done": n_done, "complete": is_complete})
 
 
-def export(atlas: Path, output: Path, form: str) -> Summary:
+def export(atlas: Where, output: Path, form: str) -> Summary:
     """Write an atlas in another form.
 
     Args:

@@ -17,6 +17,7 @@ from save_dist.pipelines.provenance import versions
 from save_dist.stores import atlas, catalogue
 from save_dist.stores.bundle import load_bundle
 from save_dist.stores.receipts import missing_parts, read_record
+from save_dist.stores.storage import storage_of
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def plan_for(config: GenerateJob | PipelineJob, paths: RunPaths) -> GridPlan:
         AtlasError: if the folder holds an atlas that the grid does not merely add to.
     """
     asked = fresh_plan(config, paths.model)
-    if not paths.atlas.exists():
+    if not storage_of(paths.atlas).exists():
         return asked
     record = read_record(paths.atlas)
     if record.plan_hash == asked.hash:

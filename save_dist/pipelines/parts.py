@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from save_dist.cluster.generate import PartOutcome
-from save_dist.core.errors import PartialError
+from save_dist.core.errors import InfrastructureError, PartialError
 from save_dist.pipelines.context import Context
 
 
@@ -28,12 +28,16 @@ def require_all(n_parts: int, outcomes: Sequence[PartOutcome], missing: Sequence
 
     Raises:
         PartialError: naming the parts that are missing and why.
+        InfrastructureError: the same, if a disk or server refused all of them: a full disk says
+            nothing about the parts.
     """
     if not missing:
         return
-    reasons = {o.part: o.error for o in outcomes if o.error}
-    shown = "; ".join(f"part {p}: {reasons.get(p, 'no receipt')}" for p in missing[:3])
-    raise PartialError(
+    found = {o.part: o for o in outcomes}
+    reasons = {p: found[p].error for p in missing if p in found}
+    shown = "; ".join(f"part {p}: {reasons.get(p) or 'no receipt'}" for p in missing[:3])
+    is_refused = all(p in found and found[p].is_refused for p in missing)
+    raise (InfrastructureError if is_refused else PartialError)(
         f"{len(missing)} of {n_parts} parts are missing after two tries ({shown}); the "
         "others are kept. Remove the cause and run the same command: it writes what is missing"
     )

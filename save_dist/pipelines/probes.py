@@ -23,6 +23,7 @@ from save_dist.pipelines.checks import Check, TokenFile, check_stale_address
 from save_dist.pipelines.gene_vectors import check_embedding
 from save_dist.pipelines.ingest import attached
 from save_dist.stores.receipts import read_record
+from save_dist.stores.storage import Where, storage_of
 
 MLFLOW_TIMEOUT_S = 3.0
 RAY_ADDRESS_FILE = Path("/tmp/ray/ray_current_cluster")  # noqa: S108 (Ray's own place)
@@ -86,8 +87,8 @@ def mlflow(tracking: TrackingConfig, run: Path, environment: Mapping[str, str]) 
 
 def contents(config: JobConfig, verb: str) -> list[Check]:
     """Inputs and earlier results that the job will read, opened as the job will open them."""
-    paths = RunPaths(config.run.dir)
-    looks: dict[str, tuple[Path, Callable[[], str]]] = {
+    paths = RunPaths(config.run.dir, config.run.atlas)
+    looks: dict[str, tuple[Where, Callable[[], str]]] = {
         "store": (paths.store, lambda: _store(paths)),
         "vocabulary": (paths.vocab, lambda: _folder(paths.vocab)),
         "model": (paths.model, lambda: _folder(paths.model)),
@@ -106,7 +107,7 @@ def contents(config: JobConfig, verb: str) -> list[Check]:
             _attempt("gene vectors", lambda: check_embedding(config.blocks.embedding), remedy)
         )
     for name, (place, look) in looks.items():
-        if place.exists():
+        if storage_of(place).exists():
             out.append(_attempt(name, look, "restore it, or run the job that writes it again"))
         elif name in _NEEDS.get(verb, ()):
             found = f"{place} does not exist, {verb} reads it"

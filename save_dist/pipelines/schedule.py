@@ -17,6 +17,7 @@ from save_dist.core.paths import ATLASES, RunPaths
 from save_dist.pipelines.generate import fresh_plan
 from save_dist.pipelines.promotion import registry
 from save_dist.stores.catalogue import newest_complete
+from save_dist.stores.storage import Where
 
 LEASE = "lease.json"
 CHAMPIONS = "champions"
@@ -32,13 +33,13 @@ class Tick:
     plan_hash: str
     model: Path
     """Folder of the present model."""
-    atlas: Path | None
+    atlas: Where | None
     """The newest complete atlas of this model and grid; None: it has to be made."""
 
     @property
     def paths(self) -> RunPaths:
         """Places of the atlas to make."""
-        return RunPaths(self.config.run.dir)
+        return RunPaths(self.config.run.dir, self.config.run.atlas)
 
     @property
     def lease(self) -> Path:
@@ -68,9 +69,18 @@ def look(config: GenerateJob, model: Path) -> Tick:
     base = RunPaths(config.run.dir)
     plan = fresh_plan(config, model)
     folder = base.root / ATLASES / plan.hash[:16]
-    run = config.run.model_copy(update={"dir": folder})
+    run = config.run.model_copy(
+        update={"dir": folder, "atlas": _of_plan(config.run.atlas, plan.hash)}
+    )
     found = newest_complete(base.catalogue, model_hash=plan.model.hash, plan_hash=plan.hash)
     return Tick(config.model_copy(update={"run": run}), plan.hash, model, found)
+
+
+def _of_plan(atlas: str | None, plan_hash: str) -> str | None:
+    """A place in an object store for this plan alone, beside the one that was named."""
+    if atlas is None:
+        return None
+    return f"{atlas.rstrip('/').removesuffix('.zarr')}-{plan_hash[:16]}.zarr"
 
 
 def take_model(tick: Tick) -> None:

@@ -88,6 +88,7 @@ def status(root: Path, now_s: float | None = None) -> RunStatus:
     state = _state(records)
     result = read_json(paths.result) if paths.result.is_file() else {}
     settings = read_yaml(paths.config) if paths.config.is_file() else {}
+    paths = RunPaths(root, settings.get("run", {}).get("atlas"))
     atlas = _atlas(paths, records, is_running=state == "running")
     stages = [*_trained(paths, settings, records, state), *([atlas] if atlas else [])]
     known = {stage.stage: stage for stage in [*_recorded(paths, settings), *stages]}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from save_dist.config import schema
-from save_dist.core.errors import PartialError
+from save_dist.core.errors import ConfigError, PartialError
 from save_dist.core.paths import RunPaths
 from save_dist.data.attach import attach
 from save_dist.data.ingest import check_inputs
@@ -28,6 +28,7 @@ from save_dist.stores.atlas import discard_parts
 from save_dist.stores.atlas import verify as verify_atlas
 from save_dist.stores.catalogue import entries, newest_complete
 from save_dist.stores.receipts import read_record
+from save_dist.stores.storage import Where
 from save_dist.transfer.plan import KIND as TRANSFER
 from save_dist.transfer.worker import TransferWorker
 
@@ -92,7 +93,7 @@ def _plan_train(config: schema.TrainJob | schema.PipelineJob) -> Summary:
 
 def _plan_generate(config: schema.GenerateJob) -> Summary:
     """What the grid amounts to and how long it will take; needs the run's model."""
-    paths = RunPaths(config.run.dir)
+    paths = RunPaths(config.run.dir, config.run.atlas)
     plan = plan_for(config, paths)
     measured = estimate(plan, paths, config.cluster)
     return {**dataclasses.asdict(plan.summary()), "estimate": dataclasses.asdict(measured)}
@@ -154,7 +155,7 @@ class Resampling:
     """Chooses the parts."""
 
 
-def verify(path: Path, *, mend: bool, resampling: Resampling) -> Summary:
+def verify(path: Where, *, mend: bool, resampling: Resampling) -> Summary:
     """Every byte of an atlas, conditions, sums of counts, and some parts sampled again.
 
     With `mend`, bad parts become missing for the next `generate`.
@@ -162,6 +163,7 @@ def verify(path: Path, *, mend: bool, resampling: Resampling) -> Summary:
     Raises:
         PartialError: naming what is missing or altered.
         CheckpointError: if parts are to be sampled again and the model cannot be read.
+        ConfigError: if no model is named for an atlas in an object store.
     """
     report = verify_atlas(path)
     sound = [part for part in range(report.n_parts) if part not in set(report.bad_parts)]
@@ -172,7 +174,7 @@ def verify(path: Path, *, mend: bool, resampling: Resampling) -> Summary:
     chosen = choose_parts(path, resampling.n_parts, resampling.seed)
     again = [part for part in chosen if part in set(sound)]
     if again:
-        model = resampling.model or RunPaths(path.parent).model
+        model = resampling.model or _model_beside(path)
         worker = (TransferWorker if is_transfer else PartWorker)(model, path)
         problems += resample(path, worker, again)
     if not problems:
@@ -185,3 +187,9 @@ def verify(path: Path, *, mend: bool, resampling: Resampling) -> Summary:
     raise PartialError(
         f"{path} does not verify: {len(problems)} problems, parts {bad[:20]}: {shown}; {what_now}"
     )
+
+
+def _model_beside(atlas: Where) -> Path:
+    if isinstance(atlas, str):
+        raise ConfigError(f"--resample: no model stands beside {atlas}; add --model RUN/model")
+    return RunPaths(atlas.parent).model

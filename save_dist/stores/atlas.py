@@ -174,12 +174,16 @@ def verify(path: Where) -> VerifyReport:
     is_marked = receipts_of(path).n_bytes(_END) is not None
     if is_marked:
         problems += [Problem(None, text) for text in _end_problems(path)]
-    n_saturated = 0
-    for part in range(record.n_parts):
+
+    def look(part: int) -> int | Problem:
         try:
-            n_saturated += read_receipt(path, record, part, deep=True).n_saturated
+            return read_receipt(path, record, part, deep=True).n_saturated
         except AtlasError as e:
-            problems.append(Problem(part, str(e)))
+            return Problem(part, str(e))
+
+    found = list(storage_of(path).each(look, range(record.n_parts)))
+    problems += [f for f in found if isinstance(f, Problem)]
+    n_saturated = sum(f for f in found if isinstance(f, int))
     return VerifyReport(record.n_parts, record.n_cells, n_saturated, is_marked, tuple(problems))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from save_dist.core.errors import AtlasError, InfrastructureError
 from save_dist.stores.receipts import missing_parts, read_record
-from save_dist.stores.storage import sync
+from save_dist.stores.storage import Where, is_bucket, sync
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Entry:
     model_hash: str
     plan_hash: str
     path: str
-    """The atlas, relative to the folder of the catalogue if it lies below it."""
+    """The atlas: relative to the folder of the catalogue if it lies below it, else as a whole."""
     n_cells: int
     is_complete: bool
     digest: str = ""
@@ -37,7 +37,7 @@ class Entry:
 
 def note(
     catalogue: Path,
-    atlas: Path,
+    atlas: Where,
     *,
     model_hash: str,
     plan_hash: str,
@@ -49,10 +49,9 @@ def note(
     Raises:
         InfrastructureError: if the disk refuses.
     """
-    folder, place = catalogue.parent.resolve(), atlas.resolve()
-    shown = place.relative_to(folder) if place.is_relative_to(folder) else place
+    shown = _shown(atlas, catalogue.parent.resolve())
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = Entry(now, model_hash, plan_hash, str(shown), n_cells, bool(digest), digest)
+    entry = Entry(now, model_hash, plan_hash, shown, n_cells, bool(digest), digest)
     before = [old for old in entries(catalogue) if old.path == entry.path]
     if before and {**asdict(before[-1]), "time": now} == asdict(entry):
         return
@@ -78,7 +77,7 @@ def entries(catalogue: Path) -> Iterator[Entry]:
 
 def newest_complete(
     catalogue: Path, *, model_hash: str | None = None, plan_hash: str | None = None
-) -> Path | None:
+) -> Where | None:
     """The atlas that was finished last and still has all its parts; None if there is none.
 
     Args:
@@ -88,18 +87,26 @@ def newest_complete(
     """
     for entry in reversed(list(entries(catalogue))):
         fits = entry.is_complete and model_hash in (None, entry.model_hash)
-        place = catalogue.parent / entry.path
+        place = entry.path if is_bucket(entry.path) else catalogue.parent / entry.path
         if fits and plan_hash in (None, entry.plan_hash) and _is_whole(place, entry):
             return place
     return None
 
 
-def _is_whole(place: Path, entry: Entry) -> bool:
+def _is_whole(place: Where, entry: Entry) -> bool:
     """Whether the atlas is there, of the same plan, with a receipt for every part."""
     try:
         return read_record(place).plan_hash == entry.plan_hash and not missing_parts(place)
     except AtlasError:
         return False
+
+
+def _shown(atlas: Where, folder: Path) -> str:
+    """The place of an atlas as a line of a catalogue in `folder` says it."""
+    if isinstance(atlas, str):
+        return atlas
+    place = atlas.resolve()
+    return str(place.relative_to(folder) if place.is_relative_to(folder) else place)
 
 
 def _append(catalogue: Path, line: str) -> None:

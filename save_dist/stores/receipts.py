@@ -201,20 +201,28 @@ def missing_parts(path: Where) -> list[int]:
     Raises:
         AtlasError: if there is no plan record for `path`.
     """
-    record, missing = read_record(path), []
-    for part in range(record.n_parts):
+    record = read_record(path)
+
+    def is_missing(part: int) -> bool:
         try:
             read_receipt(path, record, part, deep=False)
         except AtlasError:
-            missing.append(part)
-    return missing
+            return True
+        return False
+
+    asked = storage_of(path).each(is_missing, range(record.n_parts))
+    return [part for part, missing in enumerate(asked) if missing]
 
 
 def atlas_digest(path: Where) -> str:
     """Identity of an atlas's bytes: the files of its template and the receipts of all parts."""
     record = read_record(path)
-    parts = (read_receipt(path, record, part, deep=False) for part in range(record.n_parts))
-    return digest({"template": record.template, "parts": [part.digest for part in parts]})
+
+    def digest_of(part: int) -> str:
+        return read_receipt(path, record, part, deep=False).digest
+
+    parts = storage_of(path).each(digest_of, range(record.n_parts))
+    return digest({"template": record.template, "parts": list(parts)})
 
 
 def file_facts(workspace: Path, names: Iterable[str]) -> dict[str, tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Where an atlas is kept: files of a folder. All that writes, checks or reads atlases goes through.
+"""Where an atlas is kept: a folder, or a bucket. All that writes, checks or reads one goes through.
 
 A storage holds named files, names being relative paths with `/`. A file is replaced as a whole: a
 reader sees the old bytes or the new ones, after a crash too.
@@ -9,14 +9,17 @@ import os
 import secrets
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from save_dist.core.durable import file_digest, write_bytes
 
 Where = Path | str
-"""A folder."""
+"""A folder, or `s3://bucket/prefix`."""
+_BUCKET = "s3://"
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Entry(NamedTuple):
@@ -31,10 +34,8 @@ class Entry(NamedTuple):
 class Storage(ABC):
     """The files below one root; as text it is the root.
 
-    Raises:
-        FileNotFoundError: from what reads a file that is absent.
-        OSError: where the disk refuses.
-        InfrastructureError: where `write` is refused.
+    What reads an absent file raises FileNotFoundError, what is refused raises OSError or
+    InfrastructureError.
     """
 
     @property
@@ -88,6 +89,10 @@ class Storage(ABC):
     @abstractmethod
     def sweep(self) -> None:
         """Remove what killed writers left unfinished."""
+
+    def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Results of work on the files, in the order of the items."""
+        return map(work, items)
 
 
 class Folder(Storage):
@@ -175,8 +180,26 @@ class Folder(Storage):
 
 
 def storage_of(where: Where) -> Storage:
-    """The storage at a place."""
-    return Folder(Path(where))
+    """The storage at a place.
+
+    Raises:
+        ConfigError: for a bucket without a prefix.
+    """
+    if not is_bucket(where):
+        return Folder(Path(where))
+    from save_dist.stores.bucket import Bucket  # its client comes with the first one
+
+    return Bucket(str(where))
+
+
+def is_bucket(where: object) -> bool:
+    """Whether a place is in an object store."""
+    return isinstance(where, str) and where.startswith(_BUCKET)
+
+
+def place_of(text: str) -> Where:
+    """The place that a user names."""
+    return text if is_bucket(text) else Path(text)
 
 
 def sync(places: Iterable[Path]) -> None:

@@ -19,6 +19,7 @@ from save_dist.data.splits import CellIndex
 from save_dist.generation.routes import Routes
 from save_dist.generation.worker import PartFiller
 from save_dist.stores.part import PartColumns
+from save_dist.stores.storage import Where
 from save_dist.stores.vocabulary import load_vocabulary
 from save_dist.transfer.plan import Stretch, TransferPlan, chosen_cells
 from save_dist.transfer.recast import Recaster, minibatches, shown_codes
@@ -33,7 +34,7 @@ class TransferWorker(PartFiller):
         AtlasError: if the store was begun with another model or other cells.
     """
 
-    def __init__(self, bundle: Path, atlas: Path, device: str = "cpu") -> None:
+    def __init__(self, bundle: Path, atlas: Where, device: str = "cpu") -> None:
         super().__init__(bundle, atlas, device)
         vocabulary = load_vocabulary(RunPaths(bundle.parent).vocab)
         self._plan = TransferPlan.from_json(self.record.plan, self.bundle.facts, vocabulary.hash)

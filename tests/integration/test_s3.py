@@ -1,11 +1,5 @@
 """A store in an object store: a local S3 server on loopback stands in for it."""
 
-import contextlib
-import socket
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
 from helpers_soma import OURS, encoded_counts, gapped_joinids, index_of, make_store
@@ -28,37 +22,6 @@ pytestmark = [
 BUCKET = "cells"
 
 
-@pytest.fixture
-def server(monkeypatch):
-    """Its host and port; credentials stand in the environment, as on a cluster.
-
-    A process of its own: TileDB waits for some answers without letting go of the GIL.
-    """
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "HTTP_PROXY", "http_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet) as process:
-        try:
-            _wait_for(port)
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
-
-
-def _wait_for(port):
-    for _ in range(600):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.1)
-    pytest.fail("the S3 server did not start")
-
-
 def upload(folder, server, key):
     client = boto3.client("s3", endpoint_url=f"http://{server}", region_name="us-east-1")
     client.create_bucket(Bucket=BUCKET)
@@ -79,9 +42,10 @@ def settings_of(server):
     }
 
 
-def test_a_store_in_a_bucket_streams_like_one_on_disk(server, tmp_path):
+def test_a_store_in_a_bucket_streams_like_one_on_disk(s3_server, tmp_path):
     joinids = gapped_joinids(300)
     local = make_store(tmp_path / "store.soma", joinids, encoded_counts(joinids, 40), OURS)
+    server = s3_server
     uri = upload(tmp_path / "store.soma", server, "atlas/store.soma")
     found = attach(SourceConfig(uri=uri, tiledb=settings_of(server)), ["cell_id"], 2**42)
     assert (found.n_cells, found.n_genes) == (300, 40)

@@ -53,6 +53,9 @@ class RunConfig(Section):
     """Run folder; every file of the run is written below it."""
     seed: int = Field(0, ge=0)
     """Root of every random stream of the run."""
+    atlas: str | None = Field(None, pattern=r"^s3://[^/?#\s]+/[^?#\s]+$")
+    """Where `generate` writes the atlas instead of `atlas.zarr` in the run folder:
+    `s3://bucket/name.zarr`. Endpoint and login come from the environment of every worker."""
 
 
 class TrackingConfig(Section):

@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 import save_dist
 from save_dist import cli
 from save_dist.cluster.generate import PartOutcome
+from save_dist.core.errors import InfrastructureError, PartialError
 from save_dist.generation.worker import PartWorker
 from save_dist.pipelines import generate
+from save_dist.pipelines.parts import require_all
 
 
 @pytest.fixture
@@ -75,3 +77,23 @@ def test_another_model_does_not_extend(config, sampled):
     refused = run(config)
     assert refused["exit_code"] == 3 and other in refused["error"]
     assert "was made with model" in refused["error"]
+
+
+REFUSED = PartOutcome(1, 0, 0.0, 0, "InfrastructureError: No space left on device", True)
+POISONED = PartOutcome(2, 0, 0.0, 0, "RuntimeError: no")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "missing", "kind"),
+    [
+        pytest.param([REFUSED], [1], InfrastructureError, id="full disk"),
+        pytest.param([REFUSED, POISONED], [1, 2], PartialError, id="one is poisoned"),
+        pytest.param([POISONED], [2], PartialError, id="poisoned"),
+        pytest.param([REFUSED], [1, 3], PartialError, id="one was never heard of"),
+    ],
+)
+def test_missing_parts_end_the_job_by_their_reason(outcomes, missing, kind):
+    text = rf"{len(missing)} of 4 parts are missing.*part {missing[0]}: {outcomes[0].error}"
+    with pytest.raises(kind, match=text):
+        require_all(4, outcomes, missing)
+    require_all(4, outcomes, [])
