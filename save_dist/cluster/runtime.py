@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from save_dist.cluster.leftovers import cleared
 from save_dist.config.schema import ClusterConfig
 from save_dist.core.errors import InfrastructureError
 
@@ -79,7 +80,8 @@ def _running(config: ClusterConfig) -> Iterator[None]:
     try:
         with _without_banner():
             _start(config, folder)
-        yield
+        with cleared(folder) if is_private(config) else contextlib.nullcontext():
+            yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
