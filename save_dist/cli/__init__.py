@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +31,7 @@ from save_dist.pipelines import doctor as physician
 from save_dist.pipelines import export as export_forms
 from save_dist.pipelines import status as progress_of
 from save_dist.pipelines.context import Context, Summary
+from save_dist.pipelines.leave_one_out import leave_one_out
 from save_dist.pipelines.provenance import provenance
 from save_dist.stores.storage import place_of
 from save_dist.tracking.mlflow import Mirror
@@ -153,6 +154,31 @@ def schedule_tick(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: 
     raise typer.Exit(ending(work, summary, writes_result=True))
 
 
+@app.command("leave-one-out", help="Hold out every value of a column in turn; who makes it best?")
+def leave_out(
+    config: ConfigOption,
+    each: Annotated[str, typer.Option(help="Column whose values are held out one by one.")],
+    condition: Annotated[
+        list[str], typer.Option(help="What held-out cells have besides, e.g. condition=stim.")
+    ],
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """One model per value, `cluster.n_workers` at a time; run again to continue."""
+    summary: Summary = {"verb": "leave-one-out"}
+
+    def work() -> Summary:
+        asked = load(schema.PipelineJob, config, set_)
+        pairs = dict(pair.partition("=")[::2] for pair in condition)
+        summary.update(run_dir=str(asked.run.dir), config_hash=config_hash(asked))
+        found = _carry_out(
+            "leave-one-out", asked, lambda context: leave_one_out(asked, context, each, pairs)
+        )
+        sys.stdout.write(found.pop("table"))
+        return found
+
+    raise typer.Exit(ending(work, summary, writes_result=True))
+
+
 @app.command(help="The atlases that a run has made, and the newest complete one.")
 def atlases(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """Every line of the run's catalogue, scheduled atlases too."""
@@ -259,6 +285,11 @@ def run_job(verb: str, path: Path, overrides: list[str], *, dry_run: bool = Fals
 
 
 def _execute(verb: str, config: schema.JobConfig) -> Summary:
+    return _carry_out(verb, config, lambda context: verbs.RUN[verb](config, context))
+
+
+def _carry_out(verb: str, config: schema.JobConfig, job: Callable[[Context], Summary]) -> Summary:
+    """A job within its run folder, journal and tracking."""
     paths = RunPaths(config.run.dir, config.run.atlas)
     write_bytes(paths.config, dump_yaml(config).encode())  # fails now if the folder takes no files
     journal = open_journal(paths.metrics)
@@ -268,7 +299,7 @@ def _execute(verb: str, config: schema.JobConfig) -> Summary:
         journal.params(resolved(config))
         journal.tags({"verb": verb, "config_hash": identity} | provenance(paths))
         journal.artifact(paths.config)
-        return verbs.RUN[verb](config, context)
+        return job(context)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,8 @@ class Case:
         generated: cells of the model.
         shuffle_pool: real cells whose genes are shuffled: training cells, or the held-out cells
             themselves, which have no other.
-        pools: real training cells that serve as they are (control cells, nearest seen).
+        pools: cells that serve as they are: real training cells (control cells, nearest seen), and
+            those of other methods.
         shifts: log-space changes to add to the control cells, per baseline.
         moved_rate: of a held-out combination, share of every gene in the counts of a cell, made
             from those of the control cells by the additive change; None without a control.

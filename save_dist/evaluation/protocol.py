@@ -5,7 +5,7 @@ runs the tasks over processes, and averages what comes back.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -37,7 +37,7 @@ from save_dist.evaluation.scores import (
 )
 from save_dist.evaluation.space import Space, TrainCells, fit_space
 from save_dist.evaluation.tables import CellTable, Codes, check_tables
-from save_dist.evaluation.tasks import POOL, Real, TaskMaker
+from save_dist.evaluation.tasks import POOL, Real, Rival, TaskMaker
 from save_dist.vocab.conditions import ConditionVocabulary
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ def evaluate(
     conditions: ConditionVocabulary,
     gene_names: Sequence[str],
     config: EvaluateConfig,
+    rivals: Mapping[str, CellTable] | None = None,
     n_workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
@@ -73,6 +74,8 @@ def evaluate(
         conditions: what the codes mean, and which value of a column is its reference.
         gene_names: names of the genes, in the order of the counts.
         config: settings of the protocol.
+        rivals: cells that other methods made, by name; they stand beside the baselines in
+            `metrics` and `normalised`, wherever they have cells of a combination.
         n_workers: processes; the scores do not depend on it.
         progress: called with jobs done and jobs in all.
 
@@ -81,10 +84,11 @@ def evaluate(
         DataError: if there are too few training cells, or no real combination was generated.
         InfrastructureError: if a process dies.
     """
+    rivals = {name: replace(table, name=name) for name, table in (rivals or {}).items()}
     tables = (train, test, held_out, generated)
     named = zip(tables, ("train", "test", "held_out", "generated"), strict=True)
     train, test, held_out, generated = (replace(table, name=name) for table, name in named)
-    check_tables((train, test, held_out, generated), len(conditions.columns))
+    check_tables((train, test, held_out, generated, *rivals.values()), len(conditions.columns))
     if train.n_cells < MIN_TRAIN_CELLS:
         raise DataError(
             f"{train.n_cells} training cells are too few to compare anything with; expected "
@@ -105,6 +109,7 @@ def evaluate(
         n_max=config.n_max,
         seed=seed,
         generated_rows=generated.rows_by_combination(),
+        rivals={name: Rival.of(table) for name, table in rivals.items()},
     )
     gathered = _run(maker, shared, config.umap_cells, n_workers, progress)
     gathered.results = with_discrimination(gathered.results, maker)

@@ -12,7 +12,7 @@ from save_dist.evaluation import catalogue, markup, plots, sections
 from save_dist.evaluation.attention import AttentionMap
 from save_dist.evaluation.drawings import Drawing, Series, drawings
 from save_dist.evaluation.enrichment import Enrichment
-from save_dist.evaluation.scores import GroupScores, Scores
+from save_dist.evaluation.scores import GroupScores, Responder, Scores
 from save_dist.evaluation.verdict import GROUP_TITLES, score_of
 
 PAGE = "index.html"
@@ -104,25 +104,25 @@ def scores_table(scores: Scores) -> Table:
     return table
 
 
-def responders_table(scores: Scores) -> Table:
+def responders_table(responders: Sequence[Responder]) -> Table:
     """Ranks of the genes of known response, held-out combinations first, for a terminal.
 
     A row per combination and column; a cell is the rank of the predicted change and, in brackets,
     that of the real one.
     """
-    genes = list(dict.fromkeys(r.gene for r in scores.responders))
+    genes = list(dict.fromkeys(r.gene for r in responders))
     table = Table(title="Genes of known response: rank of the predicted (real) change")
     table.add_column("", no_wrap=True)
     for gene in genes:
         table.add_column(gene, justify="right")
     rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for found in sorted(scores.responders, key=lambda r: r.group != catalogue.HELD_OUT):
+    for found in sorted(responders, key=lambda r: r.group != catalogue.HELD_OUT):
         held_out = " (held out)" if found.group == catalogue.HELD_OUT else ""
         label = " / ".join(found.condition.values()) + held_out
         row = rows.setdefault((label, found.column), {})
         row[found.gene] = f"{found.predicted_rank} ({found.real_rank})"
     for (label, _), row in rows.items():
-        table.add_row(label, *(row[gene] for gene in genes))
+        table.add_row(label, *(row.get(gene, "-") for gene in genes))
     return table
 
 

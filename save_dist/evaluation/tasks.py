@@ -72,6 +72,19 @@ class Real:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """Cells of another method, and their rows by combination."""
+
+    cells: CellTable
+    rows: Mapping[Codes, Rows]
+
+    @classmethod
+    def of(cls, cells: CellTable) -> "Rival":
+        """The cells, with their rows looked up."""
+        return cls(cells, cells.rows_by_combination())
+
+
+@dataclass(frozen=True)
 class TaskMaker:
     """Makes the tasks, one at a time.
 
@@ -85,6 +98,8 @@ class TaskMaker:
         gene_names: names of the vocabulary's genes.
         n_max: cells per side at most.
         seed: of the choice of cells that are sent along.
+        generated_rows: rows of every generated combination.
+        rivals: other methods by name.
     """
 
     train: CellTable
@@ -97,6 +112,7 @@ class TaskMaker:
     n_max: int
     seed: int
     generated_rows: Mapping[Codes, Rows]
+    rivals: Mapping[str, Rival]
     _test_moments: dict[Codes, tuple[Moments, tuple[Moments, Moments]]] = field(
         default_factory=dict, repr=False
     )
@@ -166,6 +182,11 @@ class TaskMaker:
         own = self.known.rows.get(codes, np.empty(0, dtype=np.int64))
         test = self._some(self.real, self.real.rows[codes], codes)
         pools, shifts, moved_rate = self._carried_over(codes) if held_out else ({}, {}, None)
+        pools |= {
+            name: self._some(rival.cells, rival.rows[codes], codes)
+            for name, rival in self.rivals.items()
+            if codes in rival.rows
+        }
         shuffle_pool = test if held_out else self._some(self.train, own, codes)
         return Case(
             condition=self.conditions.decode_one(codes),

@@ -1,7 +1,7 @@
 """Evaluate: atlas and held-back real cells -> scores, pictures, one page."""
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,9 +53,12 @@ def evaluate(config: EvaluateJob | PipelineJob, context: Context) -> Summary:
         SomaSource(vocabulary.store) as source,
         context.progress.task("evaluating", None, "jobs") as task,
     ):
-        tables = _tables(config, context, vocabulary, source)
+        real = real_tables(config, vocabulary, source)
         scores = score(
-            **tables,
+            train=real.train,
+            test=real.test,
+            held_out=real.held_out,
+            generated=_generated_cells(config, context, vocabulary),
             conditions=vocabulary.conditions,
             gene_names=vocabulary.genes.ids,
             config=config.evaluate,
@@ -63,9 +66,7 @@ def evaluate(config: EvaluateJob | PipelineJob, context: Context) -> Summary:
             progress=lambda done, total: task.update(done, total=total),
         )
         stamp = _stamp(scores, generated, vocabulary, source)
-        attention = attention_map(
-            bundle.vae, tables["test"], vocabulary.conditions, config.run.seed
-        )
+        attention = attention_map(bundle.vae, real.test, vocabulary.conditions, config.run.seed)
 
     write_report(
         context.paths.report,
@@ -82,7 +83,7 @@ def evaluate(config: EvaluateJob | PipelineJob, context: Context) -> Summary:
     )
     table = render_table(scores_table(scores))
     if scores.responders:
-        table += render_table(responders_table(scores))
+        table += render_table(responders_table(scores.responders))
     write_bytes(context.paths.report / TABLE_FILE, table.encode())
     sys.stdout.write(table)
     journal = context.journal.child("evaluate")
@@ -92,28 +93,42 @@ def evaluate(config: EvaluateJob | PipelineJob, context: Context) -> Summary:
     return record(context, "evaluate", key, scores.headline())
 
 
-def _tables(
-    config: EvaluateJob | PipelineJob,
-    context: Context,
-    vocabulary: RunVocabulary,
-    source: SomaSource,
-) -> dict[str, CellTable]:
-    """The four sides of the comparison; their counts are read when they are asked for."""
+def _generated_cells(
+    config: EvaluateJob | PipelineJob, context: Context, vocabulary: RunVocabulary
+) -> CellTable:
+    """Cells of the atlas; their counts are read when they are asked for."""
+    most = DRAWS * config.evaluate.n_max
+    atlas = choose_cells(
+        context.paths.atlas, vocabulary.conditions, vocabulary.genes, most, config.run.seed
+    )
+    return CellTable.lazy(atlas.read, atlas.rows, atlas.codes, atlas.n_genes, np.uint16)
+
+
+class RealTables(NamedTuple):
+    """Real cells by what they are for; their counts are read when they are asked for."""
+
+    train: CellTable
+    test: CellTable
+    held_out: CellTable
+
+
+def real_tables(
+    config: EvaluateJob | PipelineJob, vocabulary: RunVocabulary, source: SomaSource
+) -> RealTables:
+    """Training, test and held-out cells of a run."""
     seed, n_genes, conditions = config.run.seed, len(vocabulary.genes), vocabulary.conditions
     most = DRAWS * config.evaluate.n_max
     read = soma_reader(source, vocabulary.gene_positions)
-    atlas = choose_cells(context.paths.atlas, conditions, vocabulary.genes, most, seed)
 
     def real(chosen: CellIndex) -> CellTable:
         return CellTable.lazy(read, chosen.joinids, chosen.codes, n_genes, np.float32)
 
     index = vocabulary.index
-    return {
-        "train": real(sample_split(index, TRAIN, TRAIN_CELLS, seed)),
-        "test": real(sample_combinations(index, TEST, conditions, most, seed)),
-        "held_out": real(sample_combinations(index, HELD_OUT, conditions, most, seed)),
-        "generated": CellTable.lazy(atlas.read, atlas.rows, atlas.codes, atlas.n_genes, np.uint16),
-    }
+    return RealTables(
+        train=real(sample_split(index, TRAIN, TRAIN_CELLS, seed)),
+        test=real(sample_combinations(index, TEST, conditions, most, seed)),
+        held_out=real(sample_combinations(index, HELD_OUT, conditions, most, seed)),
+    )
 
 
 def _stamp(

@@ -205,6 +205,19 @@ def test_remarks_say_how_the_numbers_were_made(perfect):
     assert "n/2" in text
 
 
+def test_rivals_stand_beside_the_baselines(world, score, perfect):
+    rivals = {
+        "as good": world.table([HELD_OUT], 100, seed=4),
+        "much too weak": world.table([HELD_OUT], 100, seed=4, strength=0.0),
+    }
+    scores = score(world.table(COMBINATIONS, 100, seed=4), rivals=rivals)
+    found = scores.held_out.normalised
+    assert found["as good"]["energy"].mean < 0.1 < found["much too weak"]["energy"].mean
+    assert "as good" not in scores.seen.metrics  # it has no such cells
+    ours = perfect.held_out.metrics["generated"]["energy"]
+    assert scores.held_out.metrics["generated"]["energy"] == ours  # rivals change nothing
+
+
 def test_nothing_to_compare_is_an_error(world, real, score):
     test = real["test"].take(real["test"].rows_by_combination()[0, 0])
     with pytest.raises(DataError, match=r"none of the 1 combinations .* was generated"):

@@ -115,7 +115,7 @@ def test_known_responders_are_ranked_on_the_page_and_in_the_terminal(folder, per
     text = " ".join(read(folder / "index.html").text)
     assert "Genes of known response" in text
     assert "not among those compared: ABSENT" in text
-    table = responders_table(perfect)
+    table = responders_table(perfect.responders)
     assert [column.header for column in table.columns] == ["", "GENE24", "GENE32", "GENE1"]
     first = [next(iter(column.cells)) for column in table.columns[:2]]
     ranks = strong["GENE24"]
