@@ -45,6 +45,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+TICK = "schedule-tick"
+SUBMITTED: dict[str, type[schema.JobConfig]] = {**JOBS, TICK: schema.GenerateJob}
+"""What may run on a cluster, and the schema of its configuration."""
+
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration of the job.")]
 SetOption = Annotated[
     list[str], typer.Option("--set", help="Override one setting, e.g. vae.optim.lr=1e-3.")
@@ -102,7 +106,7 @@ def export(
 
 @app.command(help="Run a job on a Ray cluster: start it, or join the same one if it runs.")
 def submit(
-    verb: Annotated[str, typer.Argument(help=f"One of {', '.join(JOBS)}.")],
+    verb: Annotated[str, typer.Argument(help=f"One of {', '.join(SUBMITTED)}.")],
     config: ConfigOption,
     set_: SetOption = [],  # noqa: B006
     address: Annotated[
@@ -118,7 +122,7 @@ def submit(
 
     def work() -> Summary:
         job = _checked_verb(verb)
-        sent = submission.prepare(job, load(JOBS[job], config, set_), Path.cwd())
+        sent = submission.prepare(job, load(SUBMITTED[job], config, set_), Path.cwd())
         client = RayJobs(address)
         started = submission.start(job, sent, client, driver_cpus=driver_cpus)
         summary.update(dataclasses.asdict(started), run_dir=str(sent.run.dir))
@@ -132,10 +136,10 @@ def submit(
     raise typer.Exit(ending(work, summary))
 
 
-@app.command("schedule-tick", help="Make the atlas of the present model and grid if it is missing.")
+@app.command(TICK, help="Make the atlas of the present model and grid if it is missing.")
 def schedule_tick(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: B006
     """What a timer runs: safe at any time, and twice at once."""
-    summary: Summary = {"verb": "schedule-tick"}
+    summary: Summary = {"verb": TICK}
 
     def work() -> Summary:
         asked = load(schema.GenerateJob, config, set_)
@@ -254,8 +258,8 @@ def status(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
 
 def _checked_verb(verb: str) -> str:
-    if verb not in JOBS:
-        raise ConfigError(f"{verb!r} is no job; choose one of {', '.join(JOBS)}")
+    if verb not in SUBMITTED:
+        raise ConfigError(f"{verb!r} is no job; choose one of {', '.join(SUBMITTED)}")
     return verb
 
 

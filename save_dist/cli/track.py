@@ -12,7 +12,7 @@ from save_dist.cli.endings import ending
 from save_dist.config.load import parse, read_yaml
 from save_dist.config.schema import TrackingConfig
 from save_dist.core.errors import ConfigError
-from save_dist.core.paths import RunPaths
+from save_dist.core.paths import TRIALS, RunPaths
 from save_dist.pipelines import promotion
 from save_dist.pipelines.context import Summary
 from save_dist.tracking.mlflow import sync as replay
@@ -30,8 +30,13 @@ def sync(run: RunArgument) -> None:
     """Replay the journal of a run; doing it again sends nothing."""
 
     def work() -> Summary:
-        settings = _settings(run)
-        return {"points": replay(RunPaths(run).metrics, settings.uri, settings.experiment)}
+        trials = sorted(p for p in (run / TRIALS).glob("*") if RunPaths(p).config.is_file())
+        folders = [*trials, run]  # in this order: a sweep names trials that were sent
+        points = 0
+        for folder in folders:
+            settings = _settings(folder)
+            points += replay(RunPaths(folder).metrics, settings.uri, settings.experiment)
+        return {"points": points}
 
     raise typer.Exit(ending(work, {"verb": "track sync"}))
 

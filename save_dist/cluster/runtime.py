@@ -106,6 +106,13 @@ def _without_banner() -> Iterator[None]:
                     os.write(2, line)
 
 
+def present_address() -> str:
+    """Address of the Ray of the open session, for other processes to join."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def is_private(config: ClusterConfig) -> bool:
     """Whether a job with this configuration runs on a Ray of its own."""
     joins = config.address == "auto" and "RAY_ADDRESS" in os.environ

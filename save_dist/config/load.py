@@ -28,6 +28,7 @@ JOBS: dict[str, type[schema.JobConfig]] = {
     "transfer": schema.TransferJob,
     "evaluate": schema.EvaluateJob,
     "pipeline": schema.PipelineJob,
+    "sweep": schema.SweepJob,
 }
 EXTENDS = "extends"
 MOST_CHARACTERS = 4 * 2**20

@@ -32,6 +32,10 @@ ATLASES = "atlases"
 """Folder below a run that holds one run folder per scheduled pair of model and grid."""
 
 
+TRIALS = "trials"
+"""Folder below a run that holds one run folder per trial of a sweep."""
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """Places of one run."""
@@ -58,6 +62,11 @@ class RunPaths:
     def rank_metrics(self, rank: int) -> Path:
         """Append-only record of the steps of one training process."""
         return self.root / "ranks" / f"{rank}.jsonl"
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether the run is a trial of a sweep; its models are compared, not offered."""
+        return self.root.absolute().parent.name == TRIALS
 
     @property
     def store(self) -> Path:

@@ -16,7 +16,7 @@ from rich.table import Table
 from save_dist.config.load import read_yaml
 from save_dist.core.durable import read_json
 from save_dist.core.errors import AtlasError, DataError
-from save_dist.core.paths import RunPaths
+from save_dist.core.paths import TRIALS, RunPaths
 from save_dist.stores.checkpoint import CheckpointStore
 from save_dist.stores.receipts import read_record, receipts_of
 from save_dist.tracking.progress import duration
@@ -31,6 +31,7 @@ STAGES = (
     "reflow",
     "transport",
     "train",
+    "sweep",
     "generate",
     "evaluate",
     "transfer",
@@ -171,6 +172,9 @@ def _trained(
     paths: RunPaths, settings: Mapping[str, Any], records: list[Record], state: str
 ) -> Iterable[StageStatus]:
     """Training stages: the journal says how far, checkpoints what is kept."""
+    if "sweep" in settings:
+        yield _trials(paths, state)
+        return
     is_current, unfinished = True, "stopped" if state == "new" else state
     for stage in settings.get("training", {}).get("stages", []):
         optim = settings[stage]["optim"]
@@ -188,6 +192,14 @@ def _trained(
         word = unfinished if is_current and done else "waiting"
         yield StageStatus(stage, word, done, total, "steps", kept, pace, eta)
         is_current = False  # the stages behind it wait
+
+
+def _trials(paths: RunPaths, state: str) -> StageStatus:
+    """A sweep: its trials have run folders of their own."""
+    trials = [RunPaths(folder) for folder in sorted((paths.root / TRIALS).glob("*"))]
+    ends = [read_json(trial.result) for trial in trials if trial.result.is_file()]
+    done = sum(end["exit_code"] == 0 for end in ends)
+    return StageStatus("sweep", state, done, len(trials), "trials", done)
 
 
 def _pace(points: list[Record]) -> float:

@@ -20,6 +20,7 @@ from save_dist.pipelines.evaluate import evaluate
 from save_dist.pipelines.gene_vectors import check_embedding
 from save_dist.pipelines.generate import generate, plan_for
 from save_dist.pipelines.ingest import ingest
+from save_dist.pipelines.sweep import plan_trials, sweep
 from save_dist.pipelines.train import train
 from save_dist.pipelines.transfer import plan_for as plan_for_transfer
 from save_dist.pipelines.transfer import transfer
@@ -40,6 +41,7 @@ RUN: dict[str, Callable[[Any, Context], Summary]] = {
     "transfer": transfer,
     "evaluate": evaluate,
     "pipeline": pipeline,
+    "sweep": sweep,
 }
 
 HELP = {
@@ -50,6 +52,7 @@ HELP = {
     "transfer": "Model and real cells -> the same cells under another condition.",
     "evaluate": "Atlas and held-back real cells -> scores, floors, baselines, report.",
     "pipeline": "All of the above that make and judge an atlas, in order.",
+    "sweep": "Trials of a training job under other settings, side by side -> which is best.",
 }
 
 
@@ -118,6 +121,16 @@ def _plan_pipeline(config: schema.PipelineJob) -> Summary:
     }
 
 
+def _plan_sweep(config: schema.SweepJob) -> Summary:
+    trials = plan_trials(config)
+    return {
+        "n_trials": len(trials),
+        "n_finished": sum(trial.is_finished for trial in trials),
+        "trials": {trial.name: trial.parameters for trial in trials},
+        "each": _plan_train(config),
+    }
+
+
 def _no_plan(config: schema.JobConfig) -> Summary:
     """Nothing to say beyond that the configuration is valid."""
     return {"run_dir": str(config.run.dir)}
@@ -131,6 +144,7 @@ PLANS: dict[str, Callable[[Any], Summary]] = {
     "transfer": _plan_transfer,
     "evaluate": _no_plan,
     "pipeline": _plan_pipeline,
+    "sweep": _plan_sweep,
 }
 
 

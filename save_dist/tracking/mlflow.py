@@ -6,7 +6,6 @@ the same folder or by `sync`.
 """
 
 import fcntl
-import hashlib
 import logging
 import threading
 from pathlib import Path
@@ -17,7 +16,7 @@ from save_dist.core.durable import digest
 from save_dist.core.errors import InfrastructureError
 from save_dist.core.redaction import redact
 from save_dist.tracking.connection import default_uri, quiet
-from save_dist.tracking.replay import MirrorState, Replayer, read_chunk
+from save_dist.tracking.replay import MirrorState, Replayer, first_line_digest, read_chunk
 
 _log = logging.getLogger(__name__)
 
@@ -164,11 +163,9 @@ class _Link:
         import mlflow
 
         self._take_lock()
-        with self.journal.open("rb") as file:
-            first_line = hashlib.sha256(file.readline()).hexdigest()
         client = mlflow.MlflowClient(tracking_uri=self.uri)
         experiment_id = self._experiment_id(client)
-        self._state = MirrorState.load(self._state_path, first_line)
+        self._state = MirrorState.load(self._state_path, first_line_digest(self.journal))
         return Replayer(client, experiment_id, self.journal.parent, self._state)
 
     def _experiment_id(self, client: Any) -> str:

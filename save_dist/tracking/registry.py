@@ -15,6 +15,7 @@ from typing import Any
 
 from save_dist.core.durable import adopt_folder, digest, verify_folder
 from save_dist.core.errors import CheckpointError, ConfigError, InfrastructureError
+from save_dist.core.paths import RunPaths
 from save_dist.core.redaction import redact
 from save_dist.tracking.connection import quiet
 
@@ -51,6 +52,8 @@ def keep_model(
 ) -> None:
     """Log an exported model with its files and make it a version; doing it again changes nothing.
 
+    Models of a sweep's trials are logged, but become no versions.
+
     Args:
         client: an `mlflow.MlflowClient`.
         experiment_id: where the model is logged.
@@ -78,8 +81,9 @@ def keep_model(
         client.log_model_artifacts(logged.model_id, str(folder))
         client.finalize_logged_model(logged.model_id, "READY")
     _link(client, run_id, logged.model_id, 0)
-    experiment = client.get_experiment(experiment_id).name
-    _register(client, registered_name(experiment), run_id, logged, found)
+    if not RunPaths(folder.parent).is_trial:
+        experiment = client.get_experiment(experiment_id).name
+        _register(client, registered_name(experiment), run_id, logged, found)
 
 
 def keep_checkpoint(

@@ -6,6 +6,7 @@ sent, which for a run that another process opened is asked of the server. Import
 functions: the import is slow, and only the mirror's thread may wait for it.
 """
 
+import hashlib
 import itertools
 import json
 import logging
@@ -90,6 +91,32 @@ def read_chunk(journal: Path, offset: int) -> tuple[list[PlacedRecord], int]:
     return out, place
 
 
+def first_line_digest(journal: Path) -> str:
+    """What tells one journal from another in the same place."""
+    with journal.open("rb") as file:
+        return hashlib.sha256(file.readline()).hexdigest()
+
+
+def opening_place(journal: Path) -> int | None:
+    """Where the journal opens the run that its job has now; None if it has none."""
+    place, identity, offset = None, None, 0
+    while True:
+        placed, end = read_chunk(journal, offset)
+        for item in placed:
+            if item.record.run == ROOT and item.record.kind == "start":
+                if place is None or item.record.values["identity"] != identity:
+                    place = item.start
+                identity = item.record.values["identity"]
+        if end == offset:
+            return place
+        offset = end
+
+
+def _token(journal: str, run: str, place: int) -> str:
+    """Tag by which a run is found again: its journal's digest, its name, where it was opened."""
+    return f"{journal[:16]}:{run}:{place}"
+
+
 class Replayer:
     """Brings one experiment of one server up to date with one journal.
 
@@ -141,6 +168,8 @@ class Replayer:
             case "model":
                 folder = self._home / record.values["path"]
                 keep_model(self._client, self._experiment_id, run_id, folder, record.values)
+            case "child":
+                self._adopt(run_id, self._home / record.values["journal"])
             case "checkpoint":
                 assert record.step is not None
                 place = (self._home / record.values["path"]).absolute()
@@ -164,6 +193,16 @@ class Replayer:
         self._client.update_run(run_id, status="RUNNING")
         self._client.set_tag(run_id, "attempt", str(record.attempt))
 
+    def _adopt(self, run_id: str, journal: Path) -> None:
+        """Show the run of another journal below one of this; it has been sent before."""
+        place = opening_place(journal)
+        token = None if place is None else _token(first_line_digest(journal), ROOT, place)
+        found = token and self._find(token)
+        if not found:
+            _log.warning("event=tracking_child_absent journal=%s", journal)
+            return
+        self._client.set_tag(found, "mlflow.parentRunId", run_id)
+
     def _end_stages(self, record: Record) -> None:
         """A stage that did not say how it ended, ended with its job."""
         for name, run_id in self._state.run_ids.items():
@@ -180,18 +219,23 @@ class Replayer:
         """MLflow run of a run name, opened if this record is its first."""
         if run in self._state.run_ids:
             return self._state.run_ids[run]
-        tags = {TOKEN_TAG: f"{self._state.journal[:16]}:{run}:{place}", "stage": run}
+        tags = {TOKEN_TAG: _token(self._state.journal, run, place), "stage": run}
         if run != ROOT:
             tags["mlflow.parentRunId"] = self._run_id(ROOT, place)
-        query = f"tags.`{TOKEN_TAG}` = '{tags[TOKEN_TAG]}'"
-        found = self._client.search_runs([self._experiment_id], query, max_results=1)
-        if not found:
+        run_id = self._find(tags[TOKEN_TAG])
+        if run_id is None:
             name = self._home.resolve().name if run == ROOT else run
-            found = [self._client.create_run(self._experiment_id, tags=tags, run_name=name)]
-            self._opened_here.add(found[0].info.run_id)
-        run_id: str = found[0].info.run_id
+            opened = self._client.create_run(self._experiment_id, tags=tags, run_name=name)
+            run_id = str(opened.info.run_id)
+            self._opened_here.add(run_id)
         self._state.run_ids[run] = run_id
         return run_id
+
+    def _find(self, token: str) -> str | None:
+        """MLflow run that a token was given to."""
+        query = f"tags.`{TOKEN_TAG}` = '{token}'"
+        found = self._client.search_runs([self._experiment_id], query, max_results=1)
+        return str(found[0].info.run_id) if found else None
 
     def _batch(self, run_id: str, records: Sequence[Record]) -> int:
         from mlflow.entities import Metric, Param, RunTag

@@ -25,7 +25,16 @@ ROOT = "pipeline"
 """Run that all others of a run folder are children of."""
 
 Kind = Literal[
-    "start", "end", "params", "metrics", "tags", "artifact", "dataset", "model", "checkpoint"
+    "start",
+    "end",
+    "params",
+    "metrics",
+    "tags",
+    "artifact",
+    "dataset",
+    "model",
+    "checkpoint",
+    "child",
 ]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -149,6 +158,10 @@ class Journal:
         points = _standing(read_records(self.path, run=self.run, kind="metrics"), step)
         values = {"path": self._place(path), "digest": digest, "metrics": points}
         self._append("checkpoint", values, step)
+
+    def child_journal(self, path: Path) -> None:
+        """Another run folder whose run belongs below this one, such as a trial of a sweep."""
+        self._append("child", {"journal": self._place(path)})
 
     def _place(self, path: Path) -> str:
         home, place = self.path.parent.resolve(), path.resolve()

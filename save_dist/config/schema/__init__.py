@@ -64,6 +64,7 @@ from save_dist.config.schema.results import (
     SolverConfig,
     TransferConfig,
 )
+from save_dist.config.schema.sweep import RangeConfig, SweepConfig, SweepJob
 
 __all__ = [
     "MAX_CHUNK",
@@ -95,6 +96,7 @@ __all__ = [
     "OutputConfig",
     "PipelineJob",
     "Positive",
+    "RangeConfig",
     "ReflowConfig",
     "RunConfig",
     "Section",
@@ -104,6 +106,8 @@ __all__ = [
     "SplitConfig",
     "StoppingConfig",
     "StreamConfig",
+    "SweepConfig",
+    "SweepJob",
     "TeacherConfig",
     "TrackingConfig",
     "TrainJob",

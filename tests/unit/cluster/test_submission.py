@@ -272,6 +272,23 @@ def test_cli_without_waiting_returns_at_once(monkeypatch):
     assert (done.exit_code, summary["status"], summary["is_joined"]) == (0, "submitted", False)
 
 
+def test_a_timer_submits_what_makes_the_atlas_of_the_champion(monkeypatch):
+    from typer.testing import CliRunner
+
+    client = FakeJobs()
+    monkeypatch.setattr(cli, "RayJobs", lambda address: client)
+    words = ["submit", "schedule-tick", "--config", str(TINY / "generate.yaml"), "--no-wait"]
+    ids = []
+    for _ in range(2):
+        done = CliRunner().invoke(cli.app, words)
+        assert done.exit_code == 0, done.stderr
+        ids.append(json.loads(done.stdout.splitlines()[-1])["submission_id"])
+        client.known = [state("RUNNING", submission_id=ids[0])]
+    (request,) = client.requests
+    assert request.command == "python -m save_dist.cli schedule-tick --config schedule-tick.yaml"
+    assert ids[0] == ids[1] and ids[0].startswith("save-schedule-tick-")
+
+
 def test_cli_names_the_jobs_there_are():
     from typer.testing import CliRunner
 

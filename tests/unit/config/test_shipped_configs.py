@@ -43,9 +43,9 @@ def test_every_fragment_is_used_by_a_job_beside_it(path):
     ("preset", "jobs"),
     [
         pytest.param("tiny", set(JOBS), id="tiny"),
-        pytest.param("paper", set(JOBS), id="paper"),
-        pytest.param("atlas", set(JOBS), id="atlas"),
-        pytest.param("demo", set(JOBS), id="demo"),
+        pytest.param("paper", set(JOBS) - {"sweep"}, id="paper"),
+        pytest.param("atlas", set(JOBS) - {"sweep"}, id="atlas"),
+        pytest.param("demo", set(JOBS) - {"sweep"}, id="demo"),
         pytest.param("default", set(JOBS), id="default"),
     ],
 )
@@ -57,7 +57,7 @@ def test_a_preset_holds_its_jobs(preset, jobs):
 def test_the_pipeline_does_what_its_single_jobs_do(preset):
     whole = resolved(job(CONFIGS / preset / "pipeline.yaml"))
     for path in JOB_FILES:
-        if path.parent.name == preset:
+        if path.parent.name == preset and path.stem != "sweep":  # which trains otherwise
             own = resolved(job(path))
             shared = whole.keys() & own.keys()
             assert {k: own[k] for k in shared} == {k: whole[k] for k in shared}, path

@@ -118,13 +118,15 @@ def test_timer_starts_the_service_and_retries_what_is_worth_it():
     timer = (INFRA / "schedule" / "save-generate.timer").read_text()
     assert "OnCalendar=" in timer and "Persistent=true" in timer
     assert "RestartPreventExitStatus=2 3" in service
-    assert re.search(r"ExecStart=\S+/save-dist submit generate --config \S+", service)
+    assert re.search(r"ExecStart=\S+/save-dist submit schedule-tick --config \S+", service)
 
 
 def test_crontab_line_has_five_fields_and_a_command():
     lines = (INFRA / "schedule" / "crontab").read_text().splitlines()
     (line,) = [text for text in lines if re.match(r"[\d*]", text)]
-    assert re.match(r"(?:[\d*/,-]+ ){5}cd /opt/save-dist && \S*save-dist submit generate ", line)
+    assert re.match(
+        r"(?:[\d*/,-]+ ){5}cd /opt/save-dist && \S*save-dist submit schedule-tick ", line
+    )
 
 
 def test_prometheus_reads_the_alerts_and_the_nodes_of_ray():
