@@ -74,7 +74,7 @@ def our_store(uri: Path, shape: Shape) -> None:
     create_store(uri, StoreLayout(shape.n_cells, genes, "uint16", {}, 64, _mean(first)), {})
     for start, block in blocks(shape):
         write_counts(uri, block, start)
-        write_obs(uri, obs_table(_obs(block, start), {}, start))
+        write_obs(uri, [obs_table(_obs(block, start), {}, start)])
     mark_complete(uri, {})
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from jaxtyping import Float32, Float64, Int64
 from numpy import ndarray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -63,7 +64,7 @@ def read_labels(path: Path, key: str) -> pd.DataFrame:
 def join_labels(
     table: pd.DataFrame,
     key: str,
-    cell_names: np.ndarray,
+    cell_names: pa.LargeStringArray,
     constants: Mapping[str, str],
     where: str,
 ) -> pd.DataFrame:
@@ -99,7 +100,7 @@ def join_labels(
             f"{twice.iloc[0]!r}; give the input a constant (ingest.inputs[].obs) in a column of "
             "the table that tells them apart"
         )
-    wanted = pd.Series(cell_names, dtype=object).str.replace(".", "-", regex=False)
+    wanted = pd.Series(cell_names.to_pandas(), dtype=object).str.replace(".", "-", regex=False)
     return rows.set_index(names).reindex(wanted).reset_index(drop=True)
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.feather
 import tiledbsoma
 from jaxtyping import Int32, Int64
 from numpy import ndarray
@@ -37,6 +36,8 @@ from save_dist.data.readers import open_cells
 from save_dist.data.receipts import IngestReceipts, IngestSummary
 
 logger = logging.getLogger(__name__)
+
+_OBS_ROWS_AT_ONCE = 2**16
 
 Progress = Callable[[int, int], None]
 
@@ -126,8 +127,8 @@ def _write_missing(job: _Job, progress: Progress | None, spread: Spread) -> None
     written = spread(partial(_write_guarded, job, within), missing)
     for position, nnz in zip(missing, written, strict=True):
         item = job.plan.inputs[position]
-        with _guarded(job, item):
-            writer.write_obs(job.uri, pyarrow.feather.read_table(job.records.obs_path(position)))
+        with _guarded(job, item), pa.ipc.open_stream(job.records.obs_path(position)) as batches:
+            writer.write_obs(job.uri, (pa.Table.from_batches([batch]) for batch in batches))
         record = {"input": item.name, "n_cells": item.n_cells, "nnz": nnz}
         job.records.add_input(position, record)
         _report(progress, item.start + item.n_cells, job.plan.n_cells)
@@ -136,9 +137,7 @@ def _write_missing(job: _Job, progress: Progress | None, spread: Spread) -> None
 def _write_guarded(job: _Job, progress: Progress | None, position: int) -> int:
     item = job.plan.inputs[position]
     with _guarded(job, item):
-        table, nnz = _write_counts(job, item, progress)
-        pyarrow.feather.write_feather(table, job.records.obs_path(position))
-    return nnz
+        return _write_input(job, position, progress)
 
 
 @contextlib.contextmanager
@@ -152,8 +151,9 @@ def _guarded(job: _Job, item: InputPlan) -> Iterator[None]:
         ) from e
 
 
-def _write_counts(job: _Job, item: InputPlan, progress: Progress | None) -> tuple[pa.Table, int]:
-    """Write counts block by block. Returns obs, labels included, and the number of counts."""
+def _write_input(job: _Job, position: int, progress: Progress | None) -> int:
+    """Write counts block by block, and obs to a file. Returns the number of counts."""
+    item = job.plan.inputs[position]
     n_counts: list[np.ndarray] = []
     nnz = 0
     with open_cells(item.path, job.config.layer, item.config.gene_column) as reader:
@@ -171,10 +171,26 @@ def _write_counts(job: _Job, item: InputPlan, progress: Progress | None) -> tupl
         if job.rules.marker_column and job.config.markers:
             labels = label_by_markers(reader, job.config.markers, job.seed)
             frame[job.rules.marker_column] = labels
-        cell_ids = [f"{item.name}:{name}" for name in reader.cell_names]
-    frame = frame.assign(cell_id=cell_ids, input=item.name)[kept]
-    frame["n_counts"] = np.concatenate(n_counts)
-    return writer.obs_table(frame, job.plan.layout.obs_types, item.start), nnz
+        names = reader.cell_names.filter(pa.array(kept))
+    frame = frame[kept].assign(n_counts=np.concatenate(n_counts))
+    _write_obs_file(job, item, frame, names, job.records.obs_path(position))
+    return nnz
+
+
+def _write_obs_file(
+    job: _Job, item: InputPlan, frame: pd.DataFrame, names: pa.LargeStringArray, path: Path
+) -> None:
+    """Some rows at a time: as text they take more memory than all the rest."""
+    types = job.plan.layout.obs_types
+    with contextlib.ExitStack() as stack:
+        stream = None
+        for start in range(0, len(frame), _OBS_ROWS_AT_ONCE):
+            rows = slice(start, start + _OBS_ROWS_AT_ONCE)
+            cell_ids = [f"{item.name}:{name}" for name in names[rows].to_pylist()]
+            part = frame[rows].assign(cell_id=cell_ids, input=item.name)
+            table = writer.obs_table(part, types, item.start + start)
+            stream = stream or stack.enter_context(pa.ipc.new_stream(path, table.schema))
+            stream.write_table(table)
 
 
 def _checked_counts(block: Any, gene_map: ndarray, job: _Job, item: InputPlan) -> CsrCounts:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool
 from numpy import ndarray
 
@@ -222,14 +224,15 @@ def _check_names(reader: CellReader) -> None:
             f"{reader.path} has {reader.n_obs} cells and {reader.n_vars} genes, expected at least "
             "one of each; take it out of ingest.inputs"
         )
-    for what, names in (("gene", reader.gene_ids), ("cell", reader.cell_names)):
+    for what, names in (("gene", pa.array(reader.gene_ids)), ("cell", reader.cell_names)):
+        if pc.count_distinct(names).as_py() == len(names):
+            continue
         twice = pd.Index(names)[pd.Index(names).duplicated()]
-        if len(twice):
-            raise DataError(
-                f"{reader.path}: {twice.nunique()} {what} names occur more than once, e.g. "
-                f"{twice[0]!r}; make them unique (AnnData: {'var' if what == 'gene' else 'obs'}"
-                "_names_make_unique)" + (", or set gene_column of the input" * (what == "gene"))
-            )
+        raise DataError(
+            f"{reader.path}: {twice.nunique()} {what} names occur more than once, e.g. "
+            f"{twice[0]!r}; make them unique (AnnData: {'var' if what == 'gene' else 'obs'}"
+            "_names_make_unique)" + (", or set gene_column of the input" * (what == "gene"))
+        )
 
 
 def _check_kept(

@@ -130,7 +130,7 @@ def _write_soma(adata: anndata.AnnData, path: Path) -> None:
         input=INPUT,
         n_counts=np.asarray(counts.sum(axis=1)).ravel().astype(np.int64),
     )
-    writer.write_obs(path, writer.obs_table(frame, layout.obs_types, 0))
+    writer.write_obs(path, [writer.obs_table(frame, layout.obs_types, 0)])
     writer.mark_complete(path, {})
 
 

@@ -89,10 +89,11 @@ def obs_table(frame: pd.DataFrame, types: Mapping[str, str], start: int) -> pa.T
     return pa.Table.from_arrays(arrays, names=["soma_joinid", *fields])
 
 
-def write_obs(uri: Path, table: pa.Table) -> None:
+def write_obs(uri: Path, tables: Iterable[pa.Table]) -> None:
     """Write rows of obs. One process alone: new text values change the schema of obs."""
-    with tiledbsoma.Experiment.open(str(uri), "w") as experiment:
-        experiment.obs.write(table)
+    for table in tables:
+        with tiledbsoma.Experiment.open(str(uri), "w") as experiment:
+            experiment.obs.write(table)
 
 
 def write_cells(
@@ -105,7 +106,7 @@ def write_cells(
     """
     try:
         write_counts(uri, csr, start)
-        write_obs(uri, obs_table(frame, types, start))
+        write_obs(uri, [obs_table(frame, types, start)])
     except (OSError, tiledbsoma.SOMAError) as e:
         raise InfrastructureError(
             f"could not write rows {start}.. of {uri}: {e}; free space or fix permissions, then "

@@ -33,7 +33,7 @@ class AnndataReader(CellReader):
         x, var = self._find_counts(layer)
         self._obs = root["obs"]
         self.gene_ids = self._genes_of(var, gene_column)
-        self.cell_names = frames.index_of(self._obs, f"{path}: obs")
+        self.cell_names = frames.packed_index_of(self._obs, f"{path}: obs")
         self._x_name = x.name
         self._x = StoredMatrix(x, (self.n_obs, self.n_vars), str(path))
 

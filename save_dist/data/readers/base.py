@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, no_type_check, runtime_checkable
 import numba
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import scipy.sparse as sp
 
 from save_dist.core.errors import DataError
@@ -31,13 +32,13 @@ class CellReader(Protocol):
     path: Path
     gene_ids: np.ndarray
     """Names of its genes, as text, in the order of the columns of a block."""
-    cell_names: np.ndarray
-    """Names of its cells, as text, in file order."""
+    cell_names: pa.LargeStringArray
+    """Names of its cells in file order."""
 
     @property
     def n_obs(self) -> int:
         """Cells in the input."""
-        return int(self.cell_names.size)
+        return len(self.cell_names)
 
     @property
     def n_vars(self) -> int:

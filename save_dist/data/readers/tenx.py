@@ -42,7 +42,7 @@ class TenxH5Reader(CellReader):
         group = _only_matrix(path, file)
         features = _features_of_h5(group)
         kept = _genes_among(features, path)
-        self.cell_names = _as_text(group["barcodes"])
+        self.cell_names = frames.packed_text([_as_text(group["barcodes"])])
         self.gene_ids = _gene_names(features, gene_column, path)[kept]
         shape = (self.n_obs, len(features))
         stored = tuple(int(n) for n in group["shape"][:])[::-1]
@@ -89,7 +89,7 @@ class TenxFolderReader(CellReader):
         matrix, barcodes, genes = folder_files(path)
         features = _read_table(genes)
         kept = _genes_among(features, genes)
-        self.cell_names = _read_table(barcodes)[0].to_numpy(dtype=object)
+        self.cell_names = frames.packed_text([_read_table(barcodes)[0].to_numpy(dtype=object)])
         self.gene_ids = _gene_names(features, gene_column, genes)[kept]
         place = np.full(len(features), -1, dtype=np.int64)
         place[kept] = np.arange(kept.size)

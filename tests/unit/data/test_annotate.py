@@ -4,6 +4,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import scipy.sparse as sp
 
@@ -26,7 +27,8 @@ def table(**columns):
 
 
 def joined(labels, names, constants=None):
-    return join_labels(labels, "barcode", np.array(names, dtype=object), constants or {}, "a.h5ad")
+    packed = pa.array(names, pa.large_string())
+    return join_labels(labels, "barcode", packed, constants or {}, "a.h5ad")
 
 
 def test_labels_follow_the_order_of_the_cells():

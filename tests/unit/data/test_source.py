@@ -55,7 +55,7 @@ def make_store(uri, dense, count_type="uint16", complete=True):
             "n_counts": dense.sum(axis=1),
         }
     )
-    write_obs(uri, obs_table(obs, layout.obs_types, 0))
+    write_obs(uri, [obs_table(obs, layout.obs_types, 0)])
     if complete:
         mark_complete(uri, {"kind": "marker-derived"})
     return StoreLocator(str(uri))

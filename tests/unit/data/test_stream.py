@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from helpers_soma import OURS, encoded_counts, index_of
+from helpers_soma import OURS, encoded_counts, gapped_joinids, index_of, make_store
 
 from save_dist.core.errors import ConfigError, DataError
 from save_dist.data.cache import ensure_cache
@@ -89,6 +89,34 @@ def test_worlds_see_the_same_cells_in_the_same_steps(cells, plan, stream, world_
             assert np.array_equal(share.counts.reshape(-1, 16, 40), by_lane[rank::world_size])
     for rank in ranks:
         rank.close()
+
+
+def test_more_ranks_than_shuffle_chunks(make_cells):
+    """Lanes share a chunk: all cells come, and no rank has fewer steps than another."""
+    counts = encoded_counts(np.arange(150) * 2, 20)
+    cells = make_cells(counts)
+    plan = StreamPlan(150, 32, 64, 4, n_lanes=8, seed=1)
+    seen = []
+    for rank in range(8):
+        with CellStream(*cells, plan, rank=rank, world_size=8) as stream:
+            batches = list(stream.batches(0, plan.n_steps_per_epoch))
+        assert [batch.positions.size for batch in batches] == [4] * 5
+        for batch in batches:
+            assert np.array_equal(batch.counts, counts[batch.positions])
+        seen.append(np.concatenate([batch.positions for batch in batches]))
+    assert np.bincount(np.concatenate(seen), minlength=150).min() == 1
+
+
+def test_joinids_beyond_32_bits(tmp_path):
+    first = 5_000_000_000
+    joinids = first + gapped_joinids(100)
+    counts = encoded_counts(joinids, 20)
+    locator = make_store(tmp_path / "s", joinids, counts)
+    plan = StreamPlan(100, 20, 8, 4, n_lanes=2, seed=0)
+    with CellStream(locator, index_of(joinids), np.arange(20), plan) as stream:
+        for batch in stream.batches(0, plan.n_steps_per_epoch):
+            assert batch.joinids.min() >= first
+            assert np.array_equal(batch.counts, encoded_counts(batch.joinids, 20))
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3, 12, 13, 14, 20])
