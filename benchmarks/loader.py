@@ -2,10 +2,10 @@
 
     python benchmarks/loader.py [SECTION ...] [--cells 1000000] [--folder FOLDER]
 
-Sections: speed, ingest, memory. The atlas is simulated (`loading/atlas.py`). The unit is cells per
-CPU-second of this process, which other load on the machine hardly moves; jobs take turns, so that
-a busy moment does not hit one alone. Compare within one table only. Everything sits in the page
-cache. Peers that are not installed are left out: tiledbsoma-ml, and annbatch (Python >= 3.12).
+Sections: speed, ingest, memory, wait. The atlas is simulated (`loading/atlas.py`). The unit is
+cells per CPU-second of this process, which other load on the machine hardly moves; jobs take turns,
+so that a busy moment does not hit one alone. Compare within one table only. Everything sits in the
+page cache. Peers that are not installed are left out: tiledbsoma-ml, and annbatch (Python >= 3.12).
 """
 
 import argparse
@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
-from loading import atlas, readers
+from loading import atlas, readers, waiting
 from loading.memory import peak_bytes
 
 from save_dist.config.schema import ConditionsConfig, IngestConfig
@@ -230,7 +230,7 @@ def ingest_cost(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     }
     seconds: dict[str, list[float]] = {name: [] for name in writers}
     sizes: dict[str, int] = {}
-    for _ in range(3):
+    for _ in range(args.repeats):
         for name, write in writers.items():
             uri = folder / f"{name}.ingested"
             began = time.process_time()
@@ -264,6 +264,16 @@ def memory(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
     for name, (few, many) in peaks.items():
         value = f"{few / 2**20:.0f} -> {many / 2**20:.0f} MiB ({many / few:.3f})"
         yield Line(f"peak memory, {name}, {args.few_cells} -> {args.cells} cells", value, "<= 1.1")
+
+
+def wait(args: argparse.Namespace, folder: Path) -> Iterator[Line]:
+    """Training steps on one thread, with the stream beside them."""
+    for preset, n_steps in (("demo", 300), ("paper", 1)):
+        shape = waiting.cells_of(preset)
+        store = made(folder / f"wait-{preset}.soma", atlas.our_store, shape)
+        found = waiting.waiting(preset, store, n_steps)
+        value = f"{found.share:.4f} ({n_steps} steps of {found.step_s / n_steps:.2f} s)"
+        yield Line(f"data wait share, VAE of {preset}, {shape.n_genes} genes", value, "<= .05")
 
 
 def made(path: Path, make: Callable[[Path, atlas.Shape], None], shape: atlas.Shape) -> Path:
@@ -308,6 +318,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Line]]] = {
     "speed": speed,
     "ingest": ingest_cost,
     "memory": memory,
+    "wait": wait,
 }
 
 

@@ -13,8 +13,9 @@ import tiledbsoma.io
 
 from save_dist.config.schema import ConditionsConfig, IngestConfig
 from save_dist.core.errors import ConfigError, DataError, InfrastructureError
+from save_dist.data import ingest as ingest_module
 from save_dist.data.ingest import check_inputs, ingest
-from save_dist.data.readers import base
+from save_dist.data.readers import base, frames
 from save_dist.data.readers.anndata import AnndataReader
 from save_dist.data.source import SomaSource, StoreLocator
 
@@ -85,6 +86,25 @@ def test_the_store_holds_the_files(two_files, tmp_path, rows_per_block):
     assert obs["n_counts"].tolist() == want.sum(axis=1).astype(int).tolist()
     assert seen[-1] == (12, 12)
     assert seen == sorted(seen)
+
+
+def test_obs_travels_some_rows_at_a_time(tmp_path, monkeypatch):
+    """Values that come late, missing ones among them, and names longer than others."""
+    monkeypatch.setattr(ingest_module, "_OBS_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(frames, "_ROWS_AT_ONCE", 2)
+    kinds = ["u", "u", "u", "v", None, "u", "w" * 99]
+    cells = [f"cell {'n' * i}" for i in range(7)]
+    obs = {"condition": list("aaaabbb"), "kind": pd.Categorical(kinds), "size": range(7)}
+    path = write_h5ad(tmp_path / "a.h5ad", encoded(7, 6), cells=cells, obs=obs)
+    config = configured(path, constants=({},), obs_columns=["kind", "size"])
+    ingest(config, CONDITIONS, tmp_path / "s")
+    with SomaSource(StoreLocator(str(tmp_path / "s"))) as source:
+        found = source.obs(["cell_id", "condition", "kind", "size", "n_counts"])
+    assert found["cell_id"].tolist() == [f"a:{name}" for name in cells]
+    assert found["condition"].tolist() == obs["condition"]
+    assert found["kind"].astype(object).where(found["kind"].notna(), None).tolist() == kinds
+    assert found["size"].tolist() == list(range(7))
+    assert found["n_counts"].tolist() == encoded(7, 6).sum(axis=1).astype(int).tolist()
 
 
 def test_intersection_keeps_common_genes_in_the_order_of_the_first_file(two_files, tmp_path):
