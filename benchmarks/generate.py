@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/generate.py [SECTION ...] [--size SHARE] [--repeats N]
 
-Sections: network, samplers, writer, reading (one process), ray, workers (a private Ray). Networks
-are those of the presets with random weights, unless --model names a trained one. Every ratio comes
-from one run whose two sides take turns; figures are medians over the repeats, in CPU seconds of
-this process (`cpu`) or wall seconds, which other load on the machine falsifies. That few steps are
-as good as many is shown by benchmarks/quality/few_steps.py.
+Sections: network, samplers, writer, reading, memory, plans (no Ray), ray, workers (a private Ray).
+Networks are those of the presets with random weights, unless --model names a trained one. Every
+ratio comes from one run whose two sides take turns; figures are medians over the repeats, in CPU
+seconds of this process (`cpu`) or wall seconds, which other load on the machine falsifies. That few
+steps are as good as many is shown by benchmarks/quality/few_steps.py.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from generation.figures import Arguments, Line
 from generation.networks import network, samplers
 from generation.pool import ray, workers
+from generation.scale import memory, plans
 from generation.store import reading, writer
 
 SECTIONS: dict[str, Callable[[Arguments], Iterator[Line]]] = {
@@ -26,6 +27,8 @@ SECTIONS: dict[str, Callable[[Arguments], Iterator[Line]]] = {
     "samplers": samplers,
     "writer": writer,
     "reading": reading,
+    "memory": memory,
+    "plans": plans,
     "ray": ray,
     "workers": workers,
 }

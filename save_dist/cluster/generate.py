@@ -33,6 +33,8 @@ class PartOutcome:
     seconds: float
     n_evaluations: int
     error: str
+    writing_s: float = 0.0
+    """Share of `seconds` that went into compressing and writing."""
     is_refused: bool = False
     """Whether a disk or server refused what the part was to be written to."""
 
@@ -70,6 +72,7 @@ def _row(
         "seconds": receipt.seconds if receipt else 0.0,
         "n_evaluations": receipt.n_evaluations if receipt else 0,
         "error": error,
+        "writing_s": receipt.writing_s if receipt else 0.0,
         "is_refused": is_refused,
     }
 

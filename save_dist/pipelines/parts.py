@@ -12,10 +12,12 @@ def log_outcomes(outcomes: Sequence[PartOutcome], context: Context, stage: str) 
     journal = context.journal.child(stage)
     n_cells = sum(o.n_cells for o in outcomes)
     seconds = sum(o.seconds for o in outcomes)
+    writing_s = sum(o.writing_s for o in outcomes)
     journal.metrics(
         {
             "data/n_cells": n_cells,
-            "time/sampling_s": seconds,
+            "time/sampling_s": seconds - writing_s,
+            "time/writing_s": writing_s,
             "data/cells_per_worker_s": n_cells / seconds if seconds else 0.0,
             "parts/failed": sum(1 for o in outcomes if o.error),
         },

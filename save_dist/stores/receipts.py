@@ -62,7 +62,7 @@ class AtlasRecord:
 
 @dataclass(frozen=True)
 class Receipt:
-    """One finished part. Equal plans give equal receipts, but for `seconds`."""
+    """One finished part. Equal plans give equal receipts, but for the times."""
 
     part: int
     start: int
@@ -78,13 +78,15 @@ class Receipt:
     files: Mapping[str, tuple[str, int]]
     """sha256 and length in bytes of every file of the part."""
     seconds: float
-    """Wall time of sampling and writing; the one thing outside the digest."""
+    """Wall time of sampling and writing; times are outside the digest."""
+    writing_s: float = 0.0
+    """Share of `seconds` that compressing, writing and syncing took."""
 
     @property
     def digest(self) -> str:
         """sha256 over all but the time: what was written, where, by which model and plan."""
         facts = asdict(self)
-        del facts["seconds"]
+        del facts["seconds"], facts["writing_s"]
         return digest({**facts, "files": {name: list(f) for name, f in self.files.items()}})
 
 

@@ -126,6 +126,26 @@ def test_a_killed_job_ends_with_the_undisturbed_atlas(command, path, undisturbed
     assert_undisturbed(path, undisturbed)
 
 
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.chaos) for seed in range(1, 4))]
+)
+def test_a_lost_node_costs_no_part(tmp_path, model, undisturbed, seed):
+    """Two nodes with one worker each; the parts of the one that dies go to the other."""
+    path = started(tmp_path, model)
+    script = Path(__file__).resolve().parents[1] / "lost_node.py"
+    command = [sys.executable, str(script), str(model), str(path), str(seed)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE)
+    try:
+        told, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()  # what it started ends with it
+        process.wait()
+    found = json.loads(told.splitlines()[-1])
+    assert found == {"outcomes": [[part, ""] for part in range(N_PARTS)], "n_nodes": 1}
+    assert atlas.finish(path) == undisturbed
+    assert_undisturbed(path, undisturbed)
+
+
 @pytest.mark.chaos
 def test_two_jobs_on_one_output_leave_the_undisturbed_atlas(command, path, undisturbed):
     both = [begun(command) for _ in range(2)]

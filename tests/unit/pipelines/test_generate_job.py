@@ -79,7 +79,7 @@ def test_another_model_does_not_extend(config, sampled):
     assert "was made with model" in refused["error"]
 
 
-REFUSED = PartOutcome(1, 0, 0.0, 0, "InfrastructureError: No space left on device", True)
+REFUSED = PartOutcome(1, 0, 0.0, 0, "InfrastructureError: No space left on device", is_refused=True)
 POISONED = PartOutcome(2, 0, 0.0, 0, "RuntimeError: no")
 
 
