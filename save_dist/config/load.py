@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from save_dist.config import schema
 from save_dist.core.durable import digest
 from save_dist.core.errors import ConfigError, listed
-from save_dist.core.paths import in_package
+from save_dist.core.paths import PACKAGE_PREFIX, in_package
 from save_dist.core.redaction import redact
 
 Job = TypeVar("Job", bound=schema.JobConfig)
@@ -144,6 +144,8 @@ def parse(root: type[AnySection], values: Mapping[str, Any], name: str) -> AnySe
 def read_yaml(path: Path, _readers: tuple[Path, ...] = ()) -> dict[str, Any]:
     """One YAML mapping with its `extends` merged in, later files winning.
 
+    A file that is extended lies relative to its reader, or in a package: `package:NAME/FILE`.
+
     Raises:
         ConfigError: if a file is absent, no mapping, or extends itself.
     """
@@ -158,7 +160,8 @@ def read_yaml(path: Path, _readers: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: {EXTENDS} is {names!r}, expected a list of files: [FILE, ...]")
     values: dict[str, Any] = {}
     for name in names:
-        values = merge(values, read_yaml(path.parent / name, (*_readers, path.resolve())))
+        other = Path(name) if name.startswith(PACKAGE_PREFIX) else path.parent / name
+        values = merge(values, read_yaml(other, (*_readers, path.resolve())))
     return merge(values, own)
 
 

@@ -150,9 +150,15 @@ class Composer:
         return 0.0 if shift is None else shift.log_library
 
     def _shift(self, route: Route, codes: Codes) -> Shift | None:
-        """The change that similar combinations show; None where too few cells show any."""
+        """The change that similar combinations show; None where too few cells show any.
+
+        None, too, for a start that is no single combination (a column is masked): it has no
+        profile to compare with.
+        """
         transport, column = self._transport, route.column
         assert column is not None
+        if route.start not in transport.profiles.rows:
+            return None
         pairs = evidence(transport.profiles, transport.pairs, column, codes[column])
         if not pairs:
             return None

@@ -73,7 +73,7 @@ def test_every_way_and_baseline_is_in_the_table(done):
 def test_winners_and_means_follow_from_the_records(done):
     run, result = done
     found = records(run)
-    assert last_line(result.output)["winners"] == winners(found)
+    assert last_line(result.stdout)["winners"] == winners(found)
     expected = sum(r["ways"]["composed"]["energy"] for r in found) / 2
     assert means(found, "energy")["composed"] == pytest.approx(expected)
     assert "mean_r2" in found[0]["ways"]["from labels"]
@@ -95,7 +95,7 @@ def test_finished_folds_are_kept_and_other_settings_refused(done, tiny_cells):
     again = leave_out(run, tiny_cells)
     assert again.exit_code == 0, again.output
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert last_line(again.output)["winners"] == last_line(first.output)["winners"]
+    assert last_line(again.stdout)["winners"] == last_line(first.stdout)["winners"]
     other = leave_out(run, tiny_cells, "--set", "evaluate.seeds=[1]")
     assert other.exit_code == 2
     assert "a fold made with other settings" in other.output

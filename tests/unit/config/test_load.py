@@ -64,6 +64,12 @@ def test_extended_files_are_found_beside_the_file_that_names_them(write, tmp_pat
     assert str(load(TrainJob, write("extends: [sub/own.yaml]\n")).run.dir) == "runs/x"
 
 
+def test_a_preset_of_the_package_can_be_extended(write):
+    path = write('extends: ["package:save_dist/presets/tiny/train.yaml"]\nvae: {depth: 3}\n')
+    vae = load(TrainJob, path).vae
+    assert (vae.depth, vae.width) == (3, 16)
+
+
 @pytest.mark.parametrize(
     ("base", "over", "merged"),
     [
