@@ -25,7 +25,7 @@ SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help demo test check lint docs test-all bench bench-quality chaos e2e-cluster ui clean
+.PHONY: help demo test check lint docs test-all bench bench-quality chaos wheel e2e-cluster ui clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -53,6 +53,9 @@ test-all: $(READY) ## every test this machine can run
 
 chaos: $(READY) ## long schedules of kills and full disks
 	$(BIN)/pytest -m chaos
+
+wheel: $(READY) ## the wheel, in an environment of its own, runs the tiny pipeline from an empty folder
+	$(BIN)/python tests/e2e/wheel.py
 
 e2e-cluster: $(E2E) ## jobs on a Ray cluster that loses a node, MLflow with a login (Linux, about 10 minutes)
 	$(BIN)/python tests/e2e/run.py

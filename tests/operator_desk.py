@@ -173,6 +173,16 @@ def an_atlas_without_its_parts(desk, monkeypatch):
     return ["verify", str(path)]
 
 
+def an_expired_store(desk, monkeypatch):
+    """A time that the store's history no longer holds."""
+    import tiledbsoma
+
+    place = desk.folder / "old.soma"
+    tiledbsoma.Experiment.create(str(place)).close()
+    pairs = [f"run.dir={desk.folder / 'new'}", "ingest=null"]
+    return arguments("ingest", [*pairs, f"source={{uri: {place}, timestamp: 1000}}"])
+
+
 def a_file_in_the_way(desk, monkeypatch):
     (desk.folder / "new").write_text("")
     return desk.ingest()

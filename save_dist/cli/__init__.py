@@ -36,6 +36,7 @@ from save_dist.pipelines.provenance import provenance
 from save_dist.stores.storage import place_of
 from save_dist.tracking.mlflow import Mirror
 from save_dist.tracking.progress import make_progress, render_table
+from save_dist.tracking.system import sampled
 from save_dist.tracking.tracker import open_journal
 
 app = typer.Typer(
@@ -299,7 +300,12 @@ def _carry_out(verb: str, config: schema.JobConfig, job: Callable[[Context], Sum
     journal = open_journal(paths.metrics)
     context = Context(paths, journal, make_progress())
     identity = config_hash(config)
-    with _terminate_as_interrupt(), _mirror(config, paths), journal.running(identity):
+    with (
+        _terminate_as_interrupt(),
+        _mirror(config, paths),
+        journal.running(identity),
+        sampled(journal),
+    ):
         journal.params(resolved(config))
         journal.tags({"verb": verb, "config_hash": identity} | provenance(paths))
         journal.artifact(paths.config)

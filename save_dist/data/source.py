@@ -395,6 +395,6 @@ def _open(locator: StoreLocator, is_remote: bool) -> Any:
     except (tiledbsoma.DoesNotExistError, tiledbsoma.SOMAError, TypeError) as e:
         when = "" if locator.timestamp is None else f" at timestamp {locator.timestamp} ms"
         raise DataError(
-            f"{locator.uri} is not a SOMA experiment{when}: {e}; run the ingest job first, "
-            "or correct the path"
+            f"{locator.uri} is not a SOMA experiment{when}: {e}; run the ingest job first, or "
+            f"correct the path{'' if locator.timestamp is None else ' or source.timestamp'}"
         ) from e

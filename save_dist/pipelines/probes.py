@@ -32,6 +32,7 @@ _QUESTION = "/api/2.0/mlflow/experiments/search?max_results=1"
 _NEEDS: dict[str, tuple[str, ...]] = {
     "blocks": ("store",),
     "train": ("store", "vocabulary"),
+    "sweep": ("store", "vocabulary"),
     "generate": ("model",),
     "transfer": ("store", "vocabulary", "model"),
     "evaluate": ("store", "vocabulary", "atlas"),

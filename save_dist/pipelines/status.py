@@ -20,6 +20,7 @@ from save_dist.core.paths import TRIALS, RunPaths
 from save_dist.stores.checkpoint import CheckpointStore
 from save_dist.stores.receipts import read_record, receipts_of
 from save_dist.tracking.progress import duration
+from save_dist.tracking.system import is_sample
 from save_dist.tracking.tracker import ROOT, Record, read_records
 from save_dist.training.standing import is_finished
 
@@ -242,5 +243,6 @@ def _receipt_times(paths: RunPaths) -> Iterable[float]:
 
 def _silence(paths: RunPaths, records: list[Record], now_s: float) -> float | None:
     """Seconds since the journal or a receipt was last written."""
-    times = [r.time_ms / 1000 for r in records[-1:]] + sorted(_receipt_times(paths))[-1:]
+    told = [r for r in records if not is_sample(r)]  # the driver lives while its workers may hang
+    times = [r.time_ms / 1000 for r in told[-1:]] + sorted(_receipt_times(paths))[-1:]
     return max(0.0, now_s - max(times)) if times else None

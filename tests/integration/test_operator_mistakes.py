@@ -171,6 +171,12 @@ mistake(
         [f"run.dir={d.folder / 'new'}", "ingest=null", f"source={{uri: {d.folder / 'gone.soma'}}}"],
     ),
 )
+mistake(
+    "expired-store",
+    3,
+    r"old\.soma is not a SOMA experiment at timestamp 1000 ms.*path or source\.timestamp",
+    at.an_expired_store,
+)
 for verb in ("blocks", "train", "transfer", "evaluate"):
     mistake(
         f"{verb}-too-early",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -197,3 +198,11 @@ def test_a_stage_that_validation_ended_is_done(paths):
     write_json(paths.checkpoints("vae") / "step-00000020" / "about.json", about)
     vae = stages(paths)["vae"]
     assert (vae.state, vae.done, vae.durable) == ("done", 20, 20)
+
+
+def test_the_load_of_the_machine_is_no_sign_of_life(paths):
+    train_points(paths, "vae", 10)
+    told = json.loads(paths.metrics.read_text().splitlines()[-1])["time_ms"] / 1000
+    time.sleep(0.05)
+    Journal(paths.metrics).metrics({"system/cpu_utilization_percentage": 1.0}, 15)
+    assert status(paths.root, told + 42).silent_s == pytest.approx(42.0)
