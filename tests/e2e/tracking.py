@@ -39,6 +39,7 @@ def check_tracking(mlflow: Mlflow, experiment: str, run: Path, verbs: list[str])
         _check_curve(mlflow, stages[stage]["info"]["run_id"])
     _check_scores(stages["evaluate"], run)
     _check_figures(mlflow, stages["evaluate"]["info"]["run_id"])
+    _check_model(mlflow, experiment, run)
     ids = {name: str(stage["info"]["run_id"]) for name, stage in stages.items()}
     return Tracked(_experiment_id(mlflow, experiment), ids)
 
@@ -75,6 +76,15 @@ def _check_figures(mlflow: Mlflow, run_id: str) -> None:
     figures = {f: n for f, n in files.items() if f.endswith((".png", ".svg"))}
     assert figures and min(figures.values()) > LEAST_FIGURE_BYTES, files
     assert "report/index.html" in files, files
+
+
+def _check_model(mlflow: Mlflow, experiment: str, run: Path) -> None:
+    """The registry holds the model that the atlas was made with."""
+    query = f"name={experiment.replace('/', '-')}&alias=candidate"
+    version = mlflow.ask(f"api/2.0/mlflow/registered-models/alias?{query}")["model_version"]
+    tags = {tag["key"]: tag["value"] for tag in version["tags"]}
+    record = json.loads((run / "atlas.zarr.receipts" / "plan.json").read_text())
+    assert tags["save_dist.model_hash"] == record["model_hash"], (version, record["model_hash"])
 
 
 def _tags(run: Mapping[str, Any]) -> dict[str, str]:
