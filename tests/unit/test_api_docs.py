@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import importlib.util
 import pkgutil
 import re
 import subprocess
@@ -89,9 +88,6 @@ def is_setting_of_a_job(dotted):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("pdoc") is None, reason="the extra `docs` is absent: run make docs"
-)
 def test_the_reference_is_built_without_warnings(tmp_path):
     words = [sys.executable, str(ROOT / "docs" / "build_api.py"), str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
