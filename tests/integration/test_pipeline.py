@@ -135,15 +135,15 @@ def test_flipped_byte_is_found_and_only_its_part_written_anew(tiny_copy, ray_ses
     assert _bytes_of(tiny_copy / "atlas.zarr") == whole
 
 
-def test_part_that_cannot_be_written_is_named_and_ends_with_4(tiny_copy, ray_session, capsys):
+def test_part_that_the_disk_refuses_is_named_and_ends_with_5(tiny_copy, ray_session, capsys):
     whole = _bytes_of(tiny_copy / "atlas.zarr")
     shard = tiny_copy / "atlas.zarr" / "X" / "c" / "1" / "0"
     shard.unlink()
     (shard / "in the way").mkdir(parents=True)
     arguments = [f"run.dir={tiny_copy}"]
-    assert run_job("generate", CONFIGS / "generate.yaml", arguments) == 4
+    assert run_job("generate", CONFIGS / "generate.yaml", arguments) == 5
     summary = last_line(capsys.readouterr().out)
-    assert summary["status"] == "partial"
+    assert (summary["status"], summary["exit_code"]) == ("failed", 5)
     assert "1 of 3 parts are missing after two tries (part 1: " in summary["error"]
     shutil.rmtree(shard)
     assert run_job("generate", CONFIGS / "generate.yaml", arguments) == 0
