@@ -51,18 +51,14 @@ def cluster_facts(
         alive = [node for node in ray.nodes() if node["Alive"]]
         asked = {_name(n): _ask(n, packages, folders, probe) for n in alive}
         answers, silent = _collect(asked)
+        resources = ray.cluster_resources()
         return ClusterFacts(
             nodes=tuple(answer[0] for answer in answers.values()),
             silent=tuple(f"{node}: {why}" for node, why in silent.items()),
-            n_cpus=_declared(alive, "CPU"),
-            n_gpus=_declared(alive, "GPU"),
+            n_cpus=float(resources.get("CPU", 0)),
+            n_gpus=float(resources.get("GPU", 0)),
             storage=_storage(answers, probe),
         )
-
-
-def _declared(nodes: Sequence[dict[str, Any]], resource: str) -> float:
-    """What the nodes came with: after a killed worker Ray may count less."""
-    return float(sum(node["Resources"].get(resource, 0) for node in nodes))
 
 
 @dataclass(frozen=True)

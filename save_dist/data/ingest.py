@@ -87,7 +87,8 @@ def ingest(
         DataError: if `uri` holds another ingest, or a file has two counts for one cell and gene.
         InfrastructureError: if the output cannot be written or the disk is too small.
     """
-    records = IngestReceipts(uri.absolute(), ingest_key(config, conditions, seed, spread))
+    uri = uri.absolute()  # TileDB resolves others against the folder a process began in
+    records = IngestReceipts(uri, ingest_key(config, conditions, seed, spread))
     if summary := records.finished():
         logger.info("event=ingest_already_complete uri=%s n_cells=%d", uri, summary.n_cells)
         return summary

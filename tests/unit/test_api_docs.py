@@ -90,7 +90,11 @@ def is_setting_of_a_job(dotted):
 @pytest.mark.slow
 def test_the_reference_is_built_without_warnings(tmp_path):
     words = [sys.executable, str(ROOT / "docs" / "build_api.py"), str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     pages = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.html")}
-    assert {f"{name.replace('.', '/')}.html" for name in MODULES} <= pages
+    # a package that says what is public is described on its own page alone
+    shown = [
+        name for name in MODULES if not hasattr(sys.modules[name.rpartition(".")[0]], "__all__")
+    ]
+    assert len(shown) > 150 and {f"{name.replace('.', '/')}.html" for name in shown} <= pages
