@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from save_dist.config.schema import (
     VaeConfig,
 )
 from save_dist.core import errors
+from save_dist.core.background import beside
 from save_dist.core.durable import write_json
 from save_dist.core.errors import InfrastructureError, SaveDistError
 from save_dist.tracking.progress import Progress, Task
@@ -221,16 +223,8 @@ def _raise_failures(plan: TrainPlan) -> None:
 @contextlib.contextmanager
 def _shown(plan: TrainPlan, metrics: Path, progress: Progress) -> Iterator[None]:
     """Bars that follow the journal while the workers write it."""
-    stop = threading.Event()
-    thread = threading.Thread(
-        target=_follow, args=(plan, metrics, progress, stop), name="progress", daemon=True
-    )
-    thread.start()
-    try:
+    with beside(partial(_follow, plan, metrics, progress), "progress"):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _follow(plan: TrainPlan, metrics: Path, progress: Progress, stop: threading.Event) -> None:

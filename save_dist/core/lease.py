@@ -15,8 +15,10 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from save_dist.core.background import beside
 from save_dist.core.durable import write_bytes
 from save_dist.core.errors import InfrastructureError
 
@@ -53,16 +55,10 @@ def hold(path: Path, time_to_live_s: float = TIME_TO_LIVE_S) -> Iterator[bool]:
     if not _acquire(path, owner, time_to_live_s):
         yield False
         return
-    stop = threading.Event()
-    renewal = threading.Thread(
-        target=_renew, args=(path, owner, time_to_live_s, stop), name="lease", daemon=True
-    )
-    renewal.start()
     try:
-        yield True
+        with beside(partial(_renew, path, owner, time_to_live_s), "lease"):
+            yield True
     finally:
-        stop.set()
-        renewal.join()
         _give_back(path, owner)
 
 

@@ -5,10 +5,12 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 
+from save_dist.core.background import beside
 from save_dist.core.errors import InfrastructureError
 from save_dist.tracking.tracker import Journal, Record, read_records
 
@@ -31,16 +33,8 @@ def sampled(journal: Journal, every_s: float = EVERY_S) -> Iterator[None]:
         every_s: seconds between samples.
     """
     began_ms = next((r.time_ms for r in read_records(journal.path)), _now_ms())
-    stop = threading.Event()
-    thread = threading.Thread(
-        target=_work, args=(journal, began_ms, every_s, stop), name="system-metrics", daemon=True
-    )
-    thread.start()
-    try:
+    with beside(partial(_work, journal, began_ms, every_s), "system-metrics"):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def sample(folder: Path, sent: int = 0, received: int = 0) -> dict[str, float]:
