@@ -1,13 +1,11 @@
 """Two ranks with B cells each and one with 2B: the same gradients and losses, in both stages."""
 
 import itertools
-import socket
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_ranks import run_on_two_ranks
 
 from save_dist.config.schema import FlowConfig, OptimConfig, TrainingConfig, VaeConfig
 from save_dist.data.partition import StreamPlan
@@ -125,20 +123,15 @@ def measure(ranks, folder):
         torch.save(found, folder / f"{ranks.world_size}.pt")
 
 
-def on_rank(rank, port, folder):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def on_rank(rank, folder):
     measure(Ranks(rank, 2), folder)
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """By number of ranks and stage: a gradient and the losses."""
     folder = tmp_path_factory.mktemp("gradients")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(on_rank, (port, folder), nprocs=2, start_method="spawn")
+    run_on_two_ranks(on_rank, folder)
     measure(Ranks(), folder)
     return {n: torch.load(folder / f"{n}.pt", weights_only=True) for n in WORLDS}
 

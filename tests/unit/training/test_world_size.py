@@ -1,11 +1,8 @@
 """Another number of ranks: the same samples in the same global steps, the same weights."""
 
-import socket
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_ranks import run_on_two_ranks
 
 from save_dist.config.schema import OptimConfig, StoppingConfig, TrainingConfig
 from save_dist.core.errors import DivergedError, StoppedError
@@ -92,9 +89,8 @@ def poisoned():
     return rows[1]
 
 
-def on_rank(rank, port, folder):
+def on_rank(rank, folder):
     """Two ranks: a stop that rank 0 alone hears, the rest of the run, an early and a bad end."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     ranks, whole = Ranks(rank, 2), StoppingConfig()
     asked = AsksAtStep(7) if rank == 0 else Alone()
     try:
@@ -107,7 +103,6 @@ def on_rank(rank, port, folder):
         train(folder / "poisoned", ranks, Alone(), whole, NoisyLine(poisoned()), n_accumulation=2)
     except DivergedError as e:
         (folder / f"diverged-{rank}").write_text(str(e))
-    dist.destroy_process_group()
 
 
 def newest(folder):
@@ -118,10 +113,7 @@ def newest(folder):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(on_rank, (port, folder), nprocs=2, start_method="spawn")
+    run_on_two_ranks(on_rank, folder)
     train(folder / "one", Ranks(), Alone(), StoppingConfig())
     return folder
 
