@@ -16,7 +16,7 @@ import torch
 from save_dist.api import Model
 from save_dist.config.load import resolved
 from save_dist.config.schema import PipelineJob
-from save_dist.core.durable import digest, read_json, write_json
+from save_dist.core.durable import MANIFEST, digest, read_json, write_json
 from save_dist.core.errors import ConfigError, DataError
 from save_dist.core.paths import RunPaths
 from save_dist.data.source import SomaSource
@@ -124,7 +124,7 @@ def _trained(
     vocabulary = open_vocabulary(context)
     plan = make_plan(config, context, vocabulary)
     run_stages(plan, Ranks(), _Reporter(journal), torch.device("cpu"))
-    if not (context.paths.model / "manifest.json").is_file():
+    if not (context.paths.model / MANIFEST).is_file():
         export(plan, vocabulary, config, context)
     return load_bundle(context.paths.model), vocabulary
 

@@ -163,6 +163,7 @@ class Folder(Storage):
         sync(workspace / name for name in names)
         if not self.exists():
             workspace.rename(self._root)
+            sync([self._root.parent])
             return
         for name in names:
             (self._root / name).parent.mkdir(parents=True, exist_ok=True)
