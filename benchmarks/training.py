@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/training.py [SECTION ...] [--repeats N]
 
-Sections: checkpoints, tracking (one process), ranks (two processes), jobs (a private Ray that loses
-a worker). Every ratio comes from one run whose two sides take turns; figures are medians with
+Sections: plan (no networks), checkpoints, tracking (one process), ranks (two processes), jobs (a
+private Ray that loses a worker). Every ratio comes from one run whose two sides take turns; figures are medians with
 their range. Wall seconds, which other load on the machine falsifies: the load is printed.
 """
 
@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 from fitting.jobs import jobs
+from fitting.plan import plan
 from fitting.ranks import ranks
 from fitting.steps import checkpoints, tracking
 from generation.figures import Line
 
 SECTIONS: dict[str, Callable[[Path, int], Iterator[Line]]] = {
+    "plan": plan,
     "checkpoints": checkpoints,
     "tracking": tracking,
     "ranks": ranks,

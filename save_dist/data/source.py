@@ -49,6 +49,14 @@ _ENTRIES_PER_READ = 2**21
 _LOCAL_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 8 * 2**20, 64 * 2**20
 
 
+SAFE_READS = {
+    # libtiledb 2.30 merges tiles on several threads and frees what one of them may still use: now
+    # and then a process died of it (TileDB pull requests 5417 and 5723). 0: tile after tile.
+    "sm.query.sparse_global_order.preprocess_tile_merge": "0",
+}
+"""Settings of TileDB that every reader of a store needs."""
+
+
 class Entries(NamedTuple):
     """Stored entries as the store yields them: views of one Arrow batch, in any order."""
 
@@ -385,6 +393,7 @@ def _open(locator: StoreLocator, is_remote: bool) -> Any:
         "soma.init_buffer_bytes": _REMOTE_BUFFER_BYTES if is_remote else _LOCAL_BUFFER_BYTES,
         # Else every read ends by handing its memory back, and the next one faults it in again.
         "sm.mem.malloc_trim": "false",
+        **SAFE_READS,
         **dict(locator.tiledb),
     }
     context = tiledbsoma.SOMATileDBContext(tiledb_config=config)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import save_dist
 from save_dist.cli import app, run_job
 from save_dist.core.paths import RunPaths
+from save_dist.data.source import SAFE_READS
 from save_dist.stores.atlas import verify
 from save_dist.tracking.registry import Registry
 from save_dist.tracking.tracker import read_records
@@ -52,7 +53,8 @@ def test_result_tells_how_it_ended(tiny_run):
 
 def test_store_opens_in_soma_and_equals_the_input(tiny_run, tiny_cells):
     real = anndata.read_h5ad(tiny_cells)
-    with tiledbsoma.open(str(tiny_run / "store.soma")) as store:
+    context = tiledbsoma.SOMATileDBContext(tiledb_config=SAFE_READS)
+    with tiledbsoma.open(str(tiny_run / "store.soma"), context=context) as store:
         back = tiledbsoma.io.to_anndata(store, "RNA", X_layer_name="raw")
     assert back.shape == real.shape
     assert np.array_equal(back.X.toarray(), real.X.toarray())

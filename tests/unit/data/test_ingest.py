@@ -17,7 +17,7 @@ from save_dist.data import ingest as ingest_module
 from save_dist.data.ingest import check_inputs, ingest
 from save_dist.data.readers import base, frames
 from save_dist.data.readers.anndata import AnndataReader
-from save_dist.data.source import SomaSource, StoreLocator
+from save_dist.data.source import SAFE_READS, SomaSource, StoreLocator
 
 CONDITIONS = ConditionsConfig(columns=["condition"])
 
@@ -122,7 +122,8 @@ def test_tiledbsoma_itself_opens_the_store(tmp_path):
     path = write_h5ad(tmp_path / "a.h5ad", counts, obs=obs)
     config = configured(path, constants=({},), obs_columns=["age", "ok"])
     ingest(config, CONDITIONS, tmp_path / "s")
-    with tiledbsoma.open(str(tmp_path / "s")) as experiment:
+    context = tiledbsoma.SOMATileDBContext(tiledb_config=SAFE_READS)
+    with tiledbsoma.open(str(tmp_path / "s"), context=context) as experiment:
         adata = tiledbsoma.io.to_anndata(experiment, "RNA", X_layer_name="raw")
         x = experiment.ms["RNA"].X["raw"]
         assert x.nnz == np.count_nonzero(counts)

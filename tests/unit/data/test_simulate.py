@@ -1,5 +1,3 @@
-import time
-
 import anndata
 import numpy as np
 import pytest
@@ -261,8 +259,6 @@ def test_smallest_data_set():
     assert label_names(config)["condition"] == ["ctrl"]
 
 
-def test_ten_thousand_cells_take_seconds():
-    start = time.process_time()
+def test_ten_thousand_cells():
     adata = simulate(SimulationConfig(n_cells=10_000))
-    assert time.process_time() - start < 8
     assert 0.3 < 1 - adata.X.nnz / (10_000 * 1000) < 0.8

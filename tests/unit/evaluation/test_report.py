@@ -1,6 +1,5 @@
 import json
 import re
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -145,9 +144,7 @@ def test_two_thousand_conditions_stay_a_page(perfect, tmp_path):
     shares = np.random.default_rng(0).dirichlet(np.ones(100), 2040)
     rows = tuple(("drug", f"drug-{i}") for i in range(2040))
     attention = AttentionMap(rows, np.ones(2040, dtype=np.int64), shares, shares)
-    start = time.perf_counter()
     page = write_report(tmp_path, many, curves=CURVES, provenance={}, attention=attention)
-    assert time.perf_counter() - start < 60  # 8 s on a quiet machine
     assert page.stat().st_size < 6e6
     text = " ".join(read(page).text)
     assert "the worst 40 of 2000 combinations" in text

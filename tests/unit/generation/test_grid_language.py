@@ -1,6 +1,5 @@
 """Patterns, files, cells per condition, masked columns, minimum support."""
 
-import time
 import tracemalloc
 
 import numpy as np
@@ -291,7 +290,6 @@ def test_a_billion_cells_by_a_table_of_a_million_conditions():
     n = 500 + np.arange(10**6, dtype=np.int64) % 1001
     facts = ModelFacts("m", LARGE, {}, GENES)
     tracemalloc.start()
-    start_s = time.process_time()
     grid = GridConfig(cells_per_condition=cell_table(LARGE.columns, frame, n))
     found = plan_grid(grid, OutputConfig(), facts)
     total = found.part(found.n_parts - 1)
@@ -307,5 +305,4 @@ def test_a_billion_cells_by_a_table_of_a_million_conditions():
     assert total.start + total.n_cells == found.n_cells
     assert n_cells == found.n_cells_in(range(0, found.n_parts, 100))
     assert again.hash == found.hash
-    assert time.process_time() - start_s < 30
     assert peak < 500e6

@@ -1,4 +1,3 @@
-import time
 import tracemalloc
 
 import numpy as np
@@ -242,13 +241,12 @@ def test_the_layout_carries_names_and_request():
     assert layout.n_cells == 6000
 
 
-def test_a_billion_cells_are_planned_in_seconds():
+def test_a_billion_cells_are_planned_in_little_memory():
     names = tuple(tuple(f"v{i:03d}" for i in range(100)) for _ in range(3))
     vocabulary = ConditionVocabulary(("a", "b", "c"), names)
     support = {(i, i, j): 7 for i in range(100) for j in range(100)}
     grid, output = GridConfig(cells_per_condition=1000), OutputConfig()
     tracemalloc.start()
-    start_s = time.process_time()
     found = plan(grid, output, vocabulary, support)
     n_cells = at = 0
     for index in range(0, found.n_parts, 100):
@@ -263,7 +261,6 @@ def test_a_billion_cells_are_planned_in_seconds():
     assert last.start + last.n_cells == 10**9
     assert found.conditions.codes(np.array([123_456])).tolist() == [[12, 34, 56]]
     assert found.summary().n_seen == 10_000
-    assert time.process_time() - start_s < 10
     assert peak < 20e6
 
 
@@ -271,12 +268,10 @@ def test_a_million_conditions_may_be_listed():
     names = tuple(tuple(f"v{i:03d}" for i in range(100)) for _ in range(3))
     vocabulary = ConditionVocabulary(("a", "b", "c"), names)
     grid = GridConfig(cells_per_condition=1000, exclude=[{"a": "v000"}, {"b": "v001", "c": "v002"}])
-    start_s = time.process_time()
     found = plan(grid, OutputConfig(), vocabulary, {})
     assert found.n_conditions == 99 * (10_000 - 1)
     assert found.part(found.n_parts - 1).segments[-1].codes == (99, 99, 99)
     assert found.conditions.rows.dtype == np.int16
-    assert time.process_time() - start_s < 10
 
 
 @pytest.mark.parametrize(
