@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/training.py [SECTION ...] [--repeats N]
 
 Sections: plan (no networks), checkpoints, tracking (one process), ranks (two processes), jobs (a
-private Ray that loses a worker). Every ratio comes from one run whose two sides take turns; figures are medians with
-their range. Wall seconds, which other load on the machine falsifies: the load is printed.
+private Ray that loses a worker). Every ratio comes from one run whose two sides take turns; figures
+are medians with their range. Wall seconds, which other load on the machine falsifies: the load is
+printed.
 """
 
 import argparse
