@@ -83,6 +83,7 @@ def ray_session():
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        patch.setenv("RAY_worker_niceness", "0")  # else beside other tests they starve
         here = str(Path(__file__).parent)  # where workers find what tests send them
         patch.setenv("PYTHONPATH", here, prepend=os.pathsep)
         import ray
@@ -97,6 +98,7 @@ def ray_session():
                 _temp_dir=str(folder),
             )
             yield ray
+            assert ray.is_initialized(), "a test has ended the Ray that tests share"
         finally:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)

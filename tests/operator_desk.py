@@ -216,6 +216,7 @@ def a_wrong_cluster(desk, monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # as in a process of its own
     monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # the Ray that tests share lives on
     return desk.generate("cluster.address=127.0.0.1:1")
 
 

@@ -23,8 +23,13 @@ _SETTINGS = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_TQDM": "0",
 }
-# of a private Ray alone: what its own processes say below this level stays in nobody's terminal
-_PRIVATE_SETTINGS = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
+_PRIVATE_SETTINGS = {
+    # what its own processes say below this level stays in nobody's terminal
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # 15 otherwise: beside any other work on the machine a job would get a thirtieth of a core
+    "RAY_worker_niceness": "0",
+}
+"""Of a private Ray alone."""
 _BANNER = b"Set ray log level from environment variable"
 
 _outer: list[contextlib.ExitStack] = []
