@@ -11,9 +11,8 @@ READY := $(VENV)/.ready
 DEMO_DATA := $(VENV)/.demo-data
 PEERS := $(VENV)/.peers
 E2E := $(VENV)/.e2e
-# 2 halves the time; who runs what is said in tests/conftest.py. Not the default: every other run
-# of tests/unit/data beside other tests ended in a segmentation fault inside tiledbsoma 2.3 (docs/LOG.md)
-TEST_PROCESSES ?= 0
+# Processes: tests that use Ray share one of them (tests/conftest.py). 0: one after the other.
+TEST_PROCESSES ?= 2
 PYTEST := $(BIN)/pytest --numprocesses=$(TEST_PROCESSES) --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 

@@ -31,6 +31,7 @@ def prepare(run: Path, cells: Path) -> Path:
 
 
 def settings_of(run: Path, **more: object) -> list[str]:
+    """Settings as KEY=VALUE."""
     pairs = {
         "run.dir": run,
         "vae.optim.n_steps": STEPS["vae"],
@@ -39,7 +40,7 @@ def settings_of(run: Path, **more: object) -> list[str]:
         "training.log_every_steps": LOG_STEPS,
         **more,
     }
-    return [word for key, value in pairs.items() for word in ("--set", f"{key}={value}")]
+    return [f"{key}={value}" for key, value in pairs.items()]
 
 
 class TrainingJob:
@@ -57,7 +58,8 @@ class TrainingJob:
         self._environment = environment
         config = str(CONFIGS / "train.yaml")
         self.command = [sys.executable, "-m", "save_dist.cli", "train", "--config", config]
-        self.command += settings_of(run, **more)
+        self.settings = settings_of(run, **more)
+        self.command += [word for pair in self.settings for word in ("--set", pair)]
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> "TrainingJob":
@@ -79,7 +81,7 @@ class TrainingJob:
         self.process.kill()
         self.process.wait()
 
-    def wait(self, timeout_s: float = 240) -> int:
+    def wait(self, timeout_s: float = 600) -> int:
         """Exit code of the command."""
         return self.process.wait(timeout_s)
 
@@ -87,7 +89,7 @@ class TrainingJob:
         """Steps that the journal knows of, over both stages."""
         return sum(max((step for step, _ in self.losses(s)), default=0) for s in STAGES)
 
-    def wait_for(self, place: int, timeout_s: float = 240) -> None:
+    def wait_for(self, place: int, timeout_s: float = 600) -> None:
         """Until the journal knows of so many steps."""
         deadline = time.monotonic() + timeout_s
         while self.place() < place:

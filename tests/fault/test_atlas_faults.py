@@ -89,7 +89,7 @@ def test_a_worker_killed_mid_part_costs_that_part_alone(
     path, _ = begin(tmp_path, model)
     places = {"tests": str(TESTS), "model": str(model), "path": str(path)}
     code = KILLED.format(function=function, before=before.format(**places), **places)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert receipts.missing_parts(path) == [0, 1]
     assert not atlas.is_complete(path)

@@ -144,7 +144,7 @@ def test_a_worker_killed_before_its_receipt_costs_that_part_alone(client, place,
     model = random_run / "model"
     begun(place, model)
     code = KILLED.format(model=str(model), place=place)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert "X/c/0/0" in objects(client, place)
     assert receipts.missing_parts(place) == [0, 1]

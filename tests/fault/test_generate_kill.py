@@ -24,10 +24,10 @@ from save_dist.pipelines.provenance import versions
 from save_dist.stores import atlas
 from save_dist.stores.bundle import load_bundle
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 N_PARTS = 24
-GRID = {"cells_per_condition": 128, "seed": 3, "solver": {"n_steps": 200}}
+GRID = {"cells_per_condition": 128, "seed": 3, "solver": {"n_steps": 60}}
 OUTPUT = {"cells_per_part": 32, "cells_per_chunk": 16, "cells_per_minibatch": 16}
 """6 conditions; steps enough for a good tenth of a second of sampling per part."""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -87,10 +87,10 @@ def n_finished(path: Path) -> int:
 
 
 def wait_for_parts(path: Path, n_parts: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while n_finished(path) < n_parts:
         assert process.poll() is None, f"ended with {process.returncode} before part {n_parts}"
-        assert time.monotonic() < deadline, f"{n_parts} parts not reached in 240 s"
+        assert time.monotonic() < deadline, f"{n_parts} parts not reached in 600 s"
         time.sleep(0.02)
 
 
@@ -135,7 +135,7 @@ def test_a_lost_node_costs_no_part(tmp_path, model, undisturbed, seed):
     command = [sys.executable, str(script), str(model), str(path), str(seed)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE)
     try:
-        told, _ = process.communicate(timeout=240)
+        told, _ = process.communicate(timeout=600)
     finally:
         process.kill()  # what it started ends with it
         process.wait()
@@ -149,7 +149,7 @@ def test_a_lost_node_costs_no_part(tmp_path, model, undisturbed, seed):
 def test_two_jobs_on_one_output_leave_the_undisturbed_atlas(command, path, undisturbed):
     both = [begun(command) for _ in range(2)]
     try:
-        codes = [job.wait(240) for job in both]
+        codes = [job.wait(600) for job in both]
     finally:
         for job in both:
             job.kill()

@@ -90,7 +90,7 @@ def run_killer(config, jobs):
     """Run one ingest per job, each killed in its way; the ends the children came to."""
     arguments = [config.model_dump_json(), json.dumps(jobs)]
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, *arguments], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", KILLER, *arguments], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -10,7 +10,7 @@ from save_dist.cli import run_job
 
 pytestmark = pytest.mark.slow
 
-RATES = "{vae.optim.lr: [3.0e-3, 1.0e-5, 1.0e+30], vae.width: [16]}"
+RATES = "{vae.optim.lr: [3.0e-3, 1.0e+30], vae.width: [16]}"
 
 
 def sweep(run, *pairs):
@@ -26,15 +26,15 @@ def test_trials_are_compared_kept_and_nested(tiny_run, ray_session, template_db,
     for name in ("store.soma", "vocab"):
         shutil.copytree(tiny_run / name, run / name)
     shutil.copy(template_db, run / "mlflow.db")
-    assert sweep(run) == 4  # the third trial diverges, the others are kept
+    assert sweep(run) == 4  # the second trial diverges, the first is kept
     printed = capsys.readouterr().out
-    assert "1 of 3 trials have no result" in last_line(printed)["error"]
+    assert "1 of 2 trials have no result" in last_line(printed)["error"]
     found = json.loads((run / "results.json").read_text())
     done = [trial for trial in found["trials"] if trial["status"] == "done"]
     (failed,) = [trial for trial in found["trials"] if trial["status"] != "done"]
     assert "non-finite" in failed["error"] and failed["parameters"]["vae.optim.lr"] == 1e30
-    assert [trial["parameters"]["vae.optim.lr"] for trial in done] == [3e-3, 1e-5]
-    assert done[0]["value"] < done[1]["value"] and done[0]["step"] == 40
+    assert [trial["parameters"]["vae.optim.lr"] for trial in done] == [3e-3]
+    assert done[0]["step"] == 40
     assert found["best"] == done[0] and f"best   {done[0]['name']}" in " ".join(printed.split("│"))
 
     client = mlflow.MlflowClient(f"sqlite:///{run / 'mlflow.db'}")

@@ -43,7 +43,7 @@ class Head:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=400,
             check=False,
         )
         return done, json.loads(done.stdout.strip().splitlines()[-1])

@@ -45,7 +45,7 @@ def mlflow_server(port, database, folder):
 
 
 def _until_healthy(url, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
             if answer.status == 200:

@@ -239,7 +239,7 @@ def test_processes_that_race_build_once(make_cells, tmp_path):
     ]
     for worker in workers:
         worker.start()
-    found = {results.get(timeout=120) for _ in workers}
+    found = {results.get(timeout=300) for _ in workers}
     for worker in workers:
         worker.join()
     assert len(found) == 1

@@ -89,7 +89,7 @@ def counts(start, n_cells):
 
 def run(script, *arguments):
     command = [sys.executable, "-c", PEAK + script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return [float(n) for n in done.stdout.split()]
 

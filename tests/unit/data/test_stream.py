@@ -250,7 +250,7 @@ sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)))
 def test_two_ranks_in_two_processes_cover_exactly_the_store(make_cells, tmp_path):
     cells = make_cells(encoded_counts(np.arange(320) * 2, 20))
     command = [sys.executable, "-c", TWO_RANKS, cells.locator.uri, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [len(rank["joinids"]) for rank in found] == [160, 160]

@@ -154,7 +154,7 @@ cli.main()
 def test_two_processes_at_once_make_one_atlas(config):
     words = [sys.executable, "-c", _TICK, "schedule-tick", "--config", str(config)]
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    found = [json.loads(one.communicate(timeout=120)[0].splitlines()[-1]) for one in both]
+    found = [json.loads(one.communicate(timeout=300)[0].splitlines()[-1]) for one in both]
     assert [summary["exit_code"] for summary in found] == [0, 0], found
     assert sorted(summary["did"].partition(":")[0] for summary in found) == ["generated", "nothing"]
     (folder,) = (config.parent / "run" / "atlases").iterdir()
