@@ -17,7 +17,12 @@ from pathlib import Path
 
 import pytest
 
-RAY_FOLDERS = ("tests/integration", "tests/fault", "tests/unit/cluster")
+RAY_FOLDERS = {
+    "tests/fault": "faults",
+    "tests/integration": "jobs",
+    "tests/unit/cluster": "jobs",
+}
+"""Folders whose tests use Ray, and who shares one."""
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -29,14 +34,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker(no_data)
 
 
-def needs_ray(nodeid):
-    """Whether a test stands in a folder whose tests use Ray."""
-    return nodeid.startswith(RAY_FOLDERS)
-
-
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config, log):
-    """All tests that use Ray share one process, and one Ray; those of any other file stay together.
+    """Tests that share a Ray share a process, and so do those of any other file.
+
+    Those with Ray take longest and come first: each process begins with half of them.
 
     The groups of pytest-xdist 3.8 would say the same, were they not lost on pytest 9.2.
     """
@@ -44,7 +46,8 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByRay(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return "ray" if needs_ray(nodeid) else nodeid.split("::")[0]
+            sharing = (ray for folder, ray in RAY_FOLDERS.items() if nodeid.startswith(folder))
+            return next(sharing, nodeid.split("::")[0])
 
     return ByRay(config, log)
 
