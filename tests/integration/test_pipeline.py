@@ -10,7 +10,7 @@ import pytest
 import tiledbsoma
 import tiledbsoma.io
 import zarr
-from tiny_run import CONFIGS, last_line, settings
+from tiny_run import CONFIGS, last_line, settings, steps_of
 from typer.testing import CliRunner
 
 import save_dist
@@ -92,11 +92,11 @@ def test_training_learned_something(tiny_run):
 
 
 def test_second_call_finds_everything_done(tiny_copy, tiny_cells, capsys):
-    before = _bytes_of(tiny_copy / "atlas.zarr")
+    before, steps = _bytes_of(tiny_copy / "atlas.zarr"), steps_of(tiny_copy)
     arguments = settings(tiny_copy, tiny_cells, **{"tracking.backend": "mlflow"})
     assert run_job("pipeline", CONFIGS / "pipeline.yaml", arguments) == 0
-    summary = last_line(capsys.readouterr().out)
-    assert summary["status"] == "done" and summary["seconds"] < 20
+    assert last_line(capsys.readouterr().out)["status"] == "done"
+    assert steps_of(tiny_copy) == steps
     assert _bytes_of(tiny_copy / "atlas.zarr") == before
 
 

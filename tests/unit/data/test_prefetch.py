@@ -84,7 +84,7 @@ def test_waiting_is_counted(prefetcher):
     assert 0.04 < prefetcher.wait_s < 5
 
 
-def test_loads_during_use_are_not_waited_for(prefetcher):
-    for _ in prefetcher.run(partial(time.sleep, 0.1) for _ in range(4)):
-        time.sleep(0.3)
-    assert prefetcher.wait_s < 0.35
+def test_the_next_load_begins_while_a_result_is_in_use(prefetcher):
+    begun = [threading.Event() for _ in range(4)]
+    for i, _ in enumerate(prefetcher.run(event.set for event in begun)):
+        assert begun[min(i + 1, 3)].wait(60)
