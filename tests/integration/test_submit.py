@@ -136,6 +136,27 @@ def test_finished_job_runs_again_under_the_next_number(head):
     assert second["submission_id"] == f"{first['submission_id']}-2"
 
 
+def test_rays_own_command_runs_a_job_of_a_checkout(head):
+    """As infra/README.md has it; what travels is what git does not ignore."""
+    cells, run = head.folder / "few.h5ad", head.folder / "plain"
+    simulate(cells, dataclasses.replace(QUICK, n_cells=300, n_genes=60))
+    inputs = json.dumps([{"path": str(cells)}])
+    job = ["python", "jobs/ingest.py", "--config", "configs/tiny/ingest.yaml"]
+    job += ["--set", f"run.dir={run}", "--set", f"ingest.inputs={inputs}"]
+    done = subprocess.run(
+        ["ray", "job", "submit", "--address", head.address, "--working-dir", ".", "--", *job],
+        cwd=ROOT,
+        env=head.environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((run / "result.json").read_text())["stages"]["n_cells"] == 300
+    assert (run / "store.soma").is_dir()
+
+
 def test_doctor_looks_at_the_cluster(head):
     run = head.folder / "new"
     arguments = ["--config", str(TINY / "train.yaml"), "--set", f"run.dir={run}"]
