@@ -71,6 +71,7 @@ class TrainingJob:
 
     def begin(self) -> None:
         """Run the command."""
+        self._known = self._n_reports()
         with (self.run / "output.txt").open("ab") as output:
             self.process = subprocess.Popen(
                 self.command, env=self._environment, stdout=output, stderr=output
@@ -97,6 +98,14 @@ class TrainingJob:
             assert time.monotonic() < deadline, f"step {place} not reached: {self.tail()}"
             time.sleep(0.02)
 
+    def wait_for_a_step(self, timeout_s: float = 600) -> None:
+        """Until this attempt has reported a step: an earlier one may have been far ahead."""
+        deadline = time.monotonic() + timeout_s
+        while self._n_reports() <= self._known:
+            assert self.process.poll() is None, f"ended before a step: {self.tail()}"
+            assert time.monotonic() < deadline, f"no step was taken: {self.tail()}"
+            time.sleep(0.02)
+
     def losses(self, stage: str) -> list[tuple[int, float]]:
         """Steps and training losses in the order they were written."""
         return [(r.step, r.values["train/loss"]) for r in self._records(stage)]
@@ -104,6 +113,9 @@ class TrainingJob:
     def values(self, stage: str, name: str) -> list[float]:
         """A metric in the order it was written."""
         return [r.values[name] for r in self._records(stage)]
+
+    def _n_reports(self) -> int:
+        return sum(len(self.losses(stage)) for stage in STAGES)
 
     def _records(self, stage: str) -> list[Record]:
         records = read_records(self.run / "metrics.jsonl", run=stage, kind="metrics")
@@ -121,8 +133,13 @@ class TrainingJob:
 
 
 def kill_worker(job: TrainingJob, number: int, above: list[int]) -> None:
-    """SIGKILL to one of the training workers below the processes `above`."""
-    workers = workers_below(above)
+    """SIGKILL to one of the training workers below the processes `above`, once there is one."""
+    job.wait_for_a_step()
+    deadline = time.monotonic() + 120
+    while not (workers := workers_below(above)):
+        assert job.process.poll() is None, f"ended before its worker was killed: {job.tail()}"
+        assert time.monotonic() < deadline, f"no worker came: {job.tail()}"
+        time.sleep(0.02)
     workers[number % len(workers)].send_signal(signal.SIGKILL)
 
 

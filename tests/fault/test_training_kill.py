@@ -37,7 +37,6 @@ def test_kills_leave_nothing_behind_and_change_nothing(tmp_path, tiny_cells, ray
             time.sleep(0.2)
         assert not left
         job.begin()
-        job.wait_for(90)
         kill_worker(job, 1, [job.process.pid])
         assert job.wait() == 0, job.tail()
     assert job.outcome() == calm.outcome()
