@@ -1,6 +1,7 @@
 """`save-dist VERB --config FILE [--set a.b=c ...] [--dry-run]`: the commands and what they do.
 
-Signals are caught here; how a command ends is in `endings`.
+Signals are caught here; how a command ends is in `endings`. What a command alone needs is imported
+inside it, so that help, mistakes and looking do not wait for torch.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated
 
@@ -26,12 +28,10 @@ from save_dist.core import lease
 from save_dist.core.durable import write_bytes
 from save_dist.core.errors import ConfigError
 from save_dist.core.paths import RunPaths
-from save_dist.pipelines import data_doctor, schedule, verbs
-from save_dist.pipelines import doctor as physician
-from save_dist.pipelines import export as export_forms
 from save_dist.pipelines import status as progress_of
+from save_dist.pipelines import verbs
+from save_dist.pipelines.atlases import atlases as atlases_of
 from save_dist.pipelines.context import Context, Summary
-from save_dist.pipelines.leave_one_out import leave_one_out
 from save_dist.pipelines.provenance import provenance
 from save_dist.stores.storage import place_of
 from save_dist.tracking.mlflow import Mirror
@@ -40,7 +40,6 @@ from save_dist.tracking.system import sampled
 from save_dist.tracking.tracker import open_journal
 
 app = typer.Typer(
-    help="Train SAVE on single cells, generate atlases of virtual cells, and judge them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,6 +56,25 @@ SetOption = Annotated[
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Validate everything, print the plan, touch nothing.")
 ]
+
+
+def _print_version(asked: bool) -> bool:
+    if asked:
+        sys.stdout.write(f"save-dist {version_of('save-dist')}\n")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def save_dist(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Train SAVE on single cells, generate atlases of virtual cells, and judge them."""
 
 
 def _add_verb(verb: str) -> None:
@@ -89,8 +107,13 @@ def verify(
     seed: Annotated[int, typer.Option(help="Another seed chooses other parts.")] = 0,
 ) -> None:
     """Exit code 4 if a part is missing or altered, or comes out otherwise."""
-    resampling = verbs.Resampling(resample, model, seed)
-    work = partial(verbs.verify, place_of(atlas), mend=mend, resampling=resampling)
+
+    def work() -> Summary:
+        from save_dist.pipelines.verify import Resampling
+        from save_dist.pipelines.verify import verify as check
+
+        return check(place_of(atlas), mend=mend, resampling=Resampling(resample, model, seed))
+
     raise typer.Exit(ending(work, {"verb": "verify"}))
 
 
@@ -98,10 +121,15 @@ def verify(
 def export(
     atlas: Annotated[str, typer.Argument(help="RUN/atlas.zarr, or s3://BUCKET/NAME.zarr")],
     output: Annotated[Path, typer.Argument(help="File or folder to write; never replaced.")],
-    to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(export_forms.FORMS)}.")],
+    to: Annotated[str, typer.Option("--to", help="h5ad, h5ad-per-condition, soma or collection.")],
 ) -> None:
     """One part in memory at a time."""
-    work = partial(export_forms.export, place_of(atlas), output, to)
+
+    def work() -> Summary:
+        from save_dist.pipelines.export import export as export_to
+
+        return export_to(place_of(atlas), output, to)
+
     raise typer.Exit(ending(work, {"verb": "export"}))
 
 
@@ -144,6 +172,8 @@ def schedule_tick(config: ConfigOption, set_: SetOption = []) -> None:  # noqa: 
 
     def work() -> Summary:
         asked = load(schema.GenerateJob, config, set_)
+        from save_dist.pipelines import schedule
+
         tick = schedule.look(asked, schedule.present_model(asked))
         summary.update(
             run_dir=str(tick.paths.root), plan_hash=tick.plan_hash, model=str(tick.model)
@@ -173,6 +203,8 @@ def leave_out(
 
     def work() -> Summary:
         asked = load(schema.PipelineJob, config, set_)
+        from save_dist.pipelines.leave_one_out import leave_one_out
+
         pairs = dict(pair.partition("=")[::2] for pair in condition)
         summary.update(run_dir=str(asked.run.dir), config_hash=config_hash(asked))
         found = _carry_out(
@@ -187,7 +219,7 @@ def leave_out(
 @app.command(help="The atlases that a run has made, and the newest complete one.")
 def atlases(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """Every line of the run's catalogue, scheduled atlases too."""
-    raise typer.Exit(ending(partial(verbs.atlases, run), {"verb": "atlases"}))
+    raise typer.Exit(ending(partial(atlases_of, run), {"verb": "atlases"}))
 
 
 class _Doctors(TyperGroup):
@@ -215,8 +247,11 @@ def doctor(
     summary: Summary = {"verb": "doctor"}
 
     def work() -> Summary:
+        from save_dist.pipelines import doctor as physician
+        from save_dist.pipelines.checks import table
+
         found = physician.doctor(config, verb, set_)
-        sys.stdout.write(render_table(physician.table(found)))
+        sys.stdout.write(render_table(table(found)))
         summary.update(checks=[dataclasses.asdict(check) for check in found])
         return physician.report(found)
 
@@ -235,10 +270,13 @@ def doctor_data(
     """Reads a few thousand cells; changes nothing."""
 
     def work() -> Summary:
+        from save_dist.pipelines import data_doctor
+        from save_dist.pipelines.checks import table
+
         settings = dict(pair.partition("=")[::2] for pair in tiledb)
         source = schema.SourceConfig(uri=uri, measurement=measurement, layer=layer, tiledb=settings)
         found, facts = data_doctor.examine(source)
-        sys.stdout.write(render_table(physician.table(found)))
+        sys.stdout.write(render_table(table(found)))
         return {"checks": [dataclasses.asdict(check) for check in found], **facts}
 
     raise typer.Exit(ending(work, {"verb": "doctor data"}))
@@ -283,14 +321,14 @@ def run_job(verb: str, path: Path, overrides: list[str], *, dry_run: bool = Fals
         config = load(JOBS[verb], path, overrides)
         summary.update(run_dir=str(config.run.dir), config_hash=config_hash(config))
         if dry_run:
-            return {"status": "planned", "plan": verbs.PLANS[verb](config)}
+            return {"status": "planned", "plan": verbs.preview(verb, config)}
         return {"stages": _execute(verb, config)}
 
     return ending(work, summary, writes_result=not dry_run)
 
 
 def _execute(verb: str, config: schema.JobConfig) -> Summary:
-    return _carry_out(verb, config, lambda context: verbs.RUN[verb](config, context))
+    return _carry_out(verb, config, lambda context: verbs.run(verb, config, context))
 
 
 def _carry_out(verb: str, config: schema.JobConfig, job: Callable[[Context], Summary]) -> Summary:

@@ -10,9 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from save_dist.cli.endings import ending
-from save_dist.data.simulated_files import Form
-from save_dist.data.truth import SimulationConfig
-from save_dist.pipelines import simulate as simulate_cells
+from save_dist.data.simulation import QUICK, Form, SimulationConfig
 from save_dist.pipelines.context import Summary
 
 
@@ -39,7 +37,9 @@ def _simulate_cells(output: CellsArgument, form: FormOption = None, **settings: 
     """Draw a data set; every combination has cells, `conditions.held_out` keeps some back."""
 
     def work() -> Summary:
-        return simulate_cells.simulate(output, SimulationConfig(**settings), form)
+        from save_dist.pipelines.simulate import simulate
+
+        return simulate(output, SimulationConfig(**settings), form)
 
     raise typer.Exit(ending(work, {"verb": "simulate"}))
 
@@ -51,7 +51,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=getattr(simulate_cells.QUICK, field.name),
+            default=getattr(QUICK, field.name),
             annotation=Annotated[
                 field.type,
                 typer.Option(
@@ -88,7 +88,9 @@ def simulate_truth(
     """Cells from the true distribution, of combinations that were held out as well."""
 
     def work() -> Summary:
-        asked = simulate_cells.parse_condition(condition)
-        return simulate_cells.sample(output, simulated, asked, cells, seed, form)
+        from save_dist.pipelines.simulate import parse_condition, sample
+
+        asked = parse_condition(condition)
+        return sample(output, simulated, asked, cells, seed, form)
 
     raise typer.Exit(ending(work, {"verb": "simulate truth"}))

@@ -20,10 +20,10 @@ from numpy import ndarray
 from save_dist.core.errors import ConfigError
 from save_dist.core.seeding import generator
 from save_dist.data.simulate import CELLS_AT_ONCE, draw_counts, draw_labels
+from save_dist.data.simulation import SimulationConfig
 from save_dist.data.transforms import LIBRARY_SCALE
 from save_dist.data.truth import (
     Labels,
-    SimulationConfig,
     Truth,
     Weights,
     build_truth,

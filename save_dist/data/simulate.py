@@ -16,8 +16,8 @@ from numpy import ndarray
 
 from save_dist.core.errors import ConfigError
 from save_dist.core.seeding import generator
+from save_dist.data.simulation import SimulationConfig as SimulationConfig
 from save_dist.data.truth import Labels as Labels
-from save_dist.data.truth import SimulationConfig as SimulationConfig
 from save_dist.data.truth import Truth, batch_of_donor, fingerprint, label_weights, type_shares
 from save_dist.data.truth import build_truth as build_truth
 from save_dist.data.truth import label_names as label_names

@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import anndata
 import h5py
@@ -18,9 +18,8 @@ from save_dist.core.errors import ConfigError, InfrastructureError, listed
 from save_dist.data import writer
 from save_dist.data.csr import CsrCounts
 from save_dist.data.simulate import FINGERPRINT_KEY, SETTINGS_KEY
-from save_dist.data.truth import SimulationConfig, build_truth, fingerprint
-
-Form = Literal["h5ad", "soma"]
+from save_dist.data.simulation import Form, SimulationConfig
+from save_dist.data.truth import build_truth, fingerprint
 
 ROWS_PER_WRITE = 16_384
 ROWS_PER_TILE = 64

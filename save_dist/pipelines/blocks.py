@@ -94,6 +94,14 @@ def blocks(config: BlocksJob | PipelineJob, context: Context) -> Summary:
     return record(context, "blocks", key, summary)
 
 
+def preview(config: BlocksJob | PipelineJob) -> Summary:
+    """How genes will be grouped; fails if the vectors it needs cannot be had."""
+    return {
+        "genes_per_block": config.blocks.genes_per_block,
+        "gene_vectors": check_embedding(config.blocks.embedding),
+    }
+
+
 def _ingested(context: Context) -> Summary:
     path = context.paths.stages / "ingest.json"
     if not path.is_file():

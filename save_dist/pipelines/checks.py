@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from rich.table import Table
+
 from save_dist.cluster.facts import MachineFacts
 from save_dist.cluster.nodes import ClusterFacts
 from save_dist.config.schema import ClusterConfig
@@ -28,6 +30,14 @@ class Check:
     level: Level
     found: str
     remedy: str = ""
+
+
+def table(found: list[Check]) -> Table:
+    """One row per check."""
+    drawn = Table("check", "", "found", "what to do", title="save-dist doctor")
+    for check in found:
+        drawn.add_row(check.name, check.level, check.found, check.remedy)
+    return drawn
 
 
 def check_versions(driver: MachineFacts, nodes: Iterable[MachineFacts]) -> Check:

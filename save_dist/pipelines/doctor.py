@@ -8,8 +8,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
-
 from save_dist.cluster import runtime
 from save_dist.cluster.facts import machine_facts
 from save_dist.cluster.nodes import ClusterFacts, cluster_facts
@@ -102,14 +100,6 @@ def report(found: list[Check]) -> Summary:
         first = "; ".join(f"{check.name}: {check.remedy}" for check in bad[:3])
         raise InfrastructureError(f"{len(bad)} of {len(found)} checks failed ({first})")
     return {}
-
-
-def table(found: list[Check]) -> Table:
-    """One row per check."""
-    drawn = Table("check", "", "found", "what to do", title="save-dist doctor")
-    for check in found:
-        drawn.add_row(check.name, check.level, check.found, check.remedy)
-    return drawn
 
 
 def _private() -> Check:

@@ -93,6 +93,11 @@ def evaluate(config: EvaluateJob | PipelineJob, context: Context) -> Summary:
     return record(context, "evaluate", key, scores.headline())
 
 
+def preview(config: EvaluateJob) -> Summary:
+    """Nothing beyond a valid configuration is known before the cells are read."""
+    return {"run_dir": str(config.run.dir)}
+
+
 def _generated_cells(
     config: EvaluateJob | PipelineJob, context: Context, vocabulary: RunVocabulary
 ) -> CellTable:

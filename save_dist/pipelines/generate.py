@@ -12,6 +12,7 @@ from save_dist.generation.extension import continued
 from save_dist.generation.grid import GridPlan, plan_grid
 from save_dist.generation.tables import settle, settle_output
 from save_dist.pipelines.context import Context, Summary, record
+from save_dist.pipelines.estimate import estimate
 from save_dist.pipelines.parts import log_outcomes, require_all
 from save_dist.pipelines.provenance import versions
 from save_dist.stores import atlas, catalogue
@@ -56,6 +57,14 @@ def generate(config: GenerateJob | PipelineJob, context: Context) -> Summary:
         "atlas_digest": digest,
     }
     return record(context, "generate", plan.hash, summary)
+
+
+def preview(config: GenerateJob) -> Summary:
+    """What the grid amounts to and how long it will take; needs the run's model."""
+    paths = RunPaths(config.run.dir, config.run.atlas)
+    plan = plan_for(config, paths)
+    measured = estimate(plan, paths, config.cluster)
+    return {**dataclasses.asdict(plan.summary()), "estimate": dataclasses.asdict(measured)}
 
 
 def plan_for(config: GenerateJob | PipelineJob, paths: RunPaths) -> GridPlan:

@@ -11,6 +11,7 @@ from save_dist.config.schema import IngestConfig, IngestJob, PipelineJob, Source
 from save_dist.core.durable import digest, read_json
 from save_dist.core.paths import RunPaths
 from save_dist.data.attach import attach
+from save_dist.data.ingest import check_inputs
 from save_dist.data.ingest import ingest as write_store
 from save_dist.data.source import StoreLocator
 from save_dist.pipelines.context import Context, Summary, finished, record
@@ -24,6 +25,21 @@ def ingest(config: IngestJob | PipelineJob, context: Context) -> Summary:
     key, summary = _copy(config, config.ingest, context)
     _announce(context, f"soma://{context.paths.store.name}", key, summary)
     return record(context, "ingest", key, summary)
+
+
+def preview(config: IngestJob | PipelineJob) -> Summary:
+    """What the inputs, or a store of others, amount to; reads their headers."""
+    if config.source is not None:
+        found = attach(config.source, config.conditions.columns, time.time_ns() // 1_000_000)
+        return {"n_cells": found.n_cells, "n_genes": found.n_genes, "uri": found.locator.uri}
+    assert config.ingest is not None  # checked by the schema
+    plan = check_inputs(config.ingest, config.conditions)
+    return {
+        "n_inputs": len(plan.inputs),
+        "n_cells": plan.layout.n_cells,
+        "n_genes": len(plan.layout.gene_ids),
+        "bytes": plan.n_bytes,
+    }
 
 
 def attached(paths: RunPaths) -> StoreLocator | None:

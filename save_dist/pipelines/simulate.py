@@ -3,13 +3,11 @@
 from pathlib import Path
 
 from save_dist.core.errors import ConfigError
-from save_dist.data.simulate import SimulationConfig, sample_truth
+from save_dist.data.simulate import sample_truth
 from save_dist.data.simulate import simulate as draw
-from save_dist.data.simulated_files import Form, check_output, form_of, read_settings, write_cells
+from save_dist.data.simulated_files import check_output, form_of, read_settings, write_cells
+from save_dist.data.simulation import Form, SimulationConfig
 from save_dist.pipelines.context import Summary
-
-QUICK = SimulationConfig(n_cells=1200, n_genes=200, n_types=3, n_conditions=2, n_donors=2)
-"""What the command draws unless told otherwise: enough for configs/tiny, drawn in a second."""
 
 
 def simulate(output: Path, config: SimulationConfig, form: Form | None = None) -> Summary:

@@ -17,7 +17,7 @@ from save_dist.config.load import read_yaml
 from save_dist.core.durable import read_json
 from save_dist.core.errors import AtlasError, DataError
 from save_dist.core.paths import TRIALS, RunPaths
-from save_dist.stores.checkpoint import CheckpointStore
+from save_dist.stores.checkpoint_facts import CheckpointFacts
 from save_dist.stores.receipts import read_record, receipts_of
 from save_dist.tracking.progress import duration
 from save_dist.tracking.system import is_sample
@@ -180,7 +180,7 @@ def _trained(
     for stage in settings.get("training", {}).get("stages", []):
         optim = settings[stage]["optim"]
         total, cells_per_step = int(optim["n_steps"]), int(optim["cells_per_step"])
-        checkpoints = CheckpointStore(paths.checkpoints(stage), 1)
+        checkpoints = CheckpointFacts(paths.checkpoints(stage))
         kept = max(checkpoints.steps(), default=0)
         about = checkpoints.about(kept) if kept else {}
         points = [r for r in records if r.run == stage and "train/loss" in r.values]

@@ -23,6 +23,7 @@ from save_dist.core.durable import digest, read_json, write_bytes, write_json
 from save_dist.core.errors import ConfigError, PartialError, listed
 from save_dist.core.paths import TRIALS, RunPaths
 from save_dist.data.splits import VALIDATION
+from save_dist.pipelines import train
 from save_dist.pipelines.context import Context, Summary
 from save_dist.pipelines.train import open_vocabulary
 from save_dist.tracking.connection import default_uri
@@ -105,6 +106,17 @@ def sweep(config: SweepJob, context: Context) -> Summary:
         context.journal.child_journal(trial.paths.metrics)
     _require_all(outcomes)
     return found
+
+
+def preview(config: SweepJob) -> Summary:
+    """The trials, which of them are finished, and the training job that each is."""
+    trials = plan_trials(config)
+    return {
+        "n_trials": len(trials),
+        "n_finished": sum(trial.is_finished for trial in trials),
+        "trials": {trial.name: trial.parameters for trial in trials},
+        "each": train.preview(config),
+    }
 
 
 def plan_trials(config: SweepJob) -> list[Trial]:

@@ -42,6 +42,24 @@ def train(config: TrainJob | PipelineJob, context: Context) -> Summary:
     return record(context, "train", key, summary)
 
 
+def preview(config: TrainJob | PipelineJob) -> Summary:
+    """Steps and minibatches of every stage."""
+    return {
+        stage: {
+            "n_steps": section.optim.n_steps,
+            "cells_per_step": section.optim.cells_per_step,
+            "cells_per_rank": section.optim.cells_per_step // config.cluster.n_workers,
+        }
+        for stage, section in (
+            ("vae", config.vae),
+            ("flow", config.flow),
+            ("reflow", config.reflow),
+            ("transport", config.transport),
+        )
+        if stage in config.training.stages
+    }
+
+
 def _announce(stage: str, plan: TrainPlan, vocabulary: RunVocabulary, context: Context) -> None:
     """Tell the trackers what a stage is about to do, and with which cells."""
     journal, store = context.journal.child(stage), vocabulary.store

@@ -46,6 +46,17 @@ def transfer(config: TransferJob, context: Context) -> Summary:
     return record(context, "transfer", plan.hash, summary)
 
 
+def preview(config: TransferJob) -> Summary:
+    """What the request amounts to; needs the run's model and vocabulary."""
+    plan = plan_for(config, RunPaths(config.run.dir))
+    return {
+        "n_cells": plan.n_cells,
+        "n_targets": len(plan.aims),
+        "n_parts": plan.n_parts,
+        "method": plan.config.method,
+    }
+
+
 def plan_for(config: TransferJob, paths: RunPaths) -> TransferPlan:
     """The plan of the configured request, its method settled, checked against the run's model.
 

@@ -7,7 +7,7 @@ carries their sha256. Only one process writes a folder (rank 0); any number may 
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +25,11 @@ from save_dist.core.durable import (
     write_json,
 )
 from save_dist.core.errors import CheckpointError, InfrastructureError
+from save_dist.stores.checkpoint_facts import ABOUT, FORMAT, CheckpointFacts, migrated
 
 logger = logging.getLogger(__name__)
 
 TENSORS = "tensors.safetensors"
-ABOUT = "about.json"
 _SPARE_BYTES = 2**20
 
 
@@ -42,7 +42,7 @@ class Checkpoint:
     about: dict[str, Any]
 
 
-class CheckpointStore:
+class CheckpointStore(CheckpointFacts):
     """Checkpoints of one training stage.
 
     Args:
@@ -52,7 +52,7 @@ class CheckpointStore:
     """
 
     def __init__(self, folder: Path, keep: int, *, expect: str | None = None) -> None:
-        self._folder = folder
+        super().__init__(folder)
         self._keep = keep
         self._expect = expect
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -127,19 +127,6 @@ class CheckpointStore:
         finally:
             self._writer.shutdown()
 
-    def steps(self) -> list[int]:
-        """Steps that have a folder, ascending; not verified."""
-        names = (p.name.removeprefix("step-") for p in self._folder.glob("step-*"))
-        return sorted(int(name) for name in names if name.isdecimal())
-
-    def about(self, step: int) -> dict[str, Any]:
-        """Facts of a checkpoint, unverified; empty if they are not there (any more)."""
-        place = self._place(step)
-        try:
-            return migrated(read_json(place / ABOUT), place)
-        except CheckpointError:
-            return {}
-
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; torn ones are skipped with a warning.
 
@@ -164,9 +151,6 @@ class CheckpointStore:
                 a later version of this package.
         """
         return self._accepted(self._read(step))
-
-    def _place(self, step: int) -> Path:
-        return self._folder / f"step-{step:08d}"
 
     def _read(self, step: int) -> Checkpoint:
         place = self._place(step)
@@ -220,35 +204,6 @@ class CheckpointStore:
         kept = [s for s in self.steps() if s <= step][-self._keep :]
         for old in set(self.steps()) - {*kept, keep_step}:
             shutil.rmtree(self._place(old), ignore_errors=True)
-
-
-def migrated(about: Mapping[str, Any], place: Path) -> dict[str, Any]:
-    """Facts of a checkpoint as this version writes them, whichever earlier one wrote it.
-
-    Raises:
-        CheckpointError: if a later version did.
-    """
-    found = {"format": 1, **about}
-    number = found.pop("format")
-    if number > FORMAT:
-        raise CheckpointError(
-            f"{place} has format {number} of checkpoints, this version of save-dist reads up to "
-            f"{FORMAT}; use the version that wrote it, or another run folder"
-        )
-    for step in _MIGRATIONS[number - 1 :]:
-        found = step(found)
-    return found
-
-
-def _add_standing(about: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 to 2: what validation has shown is kept; before, it decided nothing."""
-    return {"standing": {}, **about}
-
-
-_MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (_add_standing,)
-"""From format 1 to 2, and so on."""
-FORMAT = 1 + len(_MIGRATIONS)
-"""Of the checkpoints that this version writes."""
 
 
 def flatten_optimizer(

@@ -23,7 +23,7 @@ from save_dist.generation.worker import PartWorker
 from save_dist.pipelines import generate
 from save_dist.pipelines.schedule import look
 from save_dist.pipelines.status import status
-from save_dist.pipelines.verbs import Resampling, verify
+from save_dist.pipelines.verify import Resampling, verify
 from save_dist.stores import atlas, receipts
 from save_dist.stores.bundle import load_bundle
 from save_dist.stores.catalogue import newest_complete, note

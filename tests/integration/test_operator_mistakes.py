@@ -293,12 +293,12 @@ def test_one_line_and_the_documented_exit_code(desk, monkeypatch, plant, code, p
 
 
 def test_last_line_is_json_even_for_the_worst_failure(desk, capsys, monkeypatch):
-    from save_dist.pipelines import verbs
+    from save_dist.pipelines import ingest
 
     def broken(config, context):
         raise ZeroDivisionError("by design, at http://me:hunter2@host")
 
-    monkeypatch.setitem(verbs.RUN, "ingest", broken)
+    monkeypatch.setattr(ingest, "ingest", broken)
     run = desk.folder / "new"
     assert run_job("ingest", CONFIGS / "ingest.yaml", settings(run, desk.cells)) == 5
     captured = capsys.readouterr()

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from save_dist.pipelines.simulate import QUICK, simulate
+from save_dist.data.simulation import QUICK
+from save_dist.pipelines.simulate import simulate
 
 pytestmark = pytest.mark.slow
 

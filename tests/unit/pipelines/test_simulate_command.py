@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from save_dist.cli import app
 from save_dist.data.simulate import SimulationConfig, sample_truth, simulate
 from save_dist.data.simulated_files import read_settings
-from save_dist.pipelines.simulate import QUICK
+from save_dist.data.simulation import QUICK
 
 FEW = ["--cells", "60", "--genes", "30", "--types", "2"]
 
