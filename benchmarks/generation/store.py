@@ -103,13 +103,13 @@ def sparse_counts(n_cells: int) -> ndarray:
 
 def compress(counts: ndarray, cells_per_chunk: int) -> None:
     """The counts as the atlas compresses them, and nothing else."""
-    codec = numcodecs.Blosc("zstd", clevel=3, shuffle=numcodecs.Blosc.BITSHUFFLE)
+    codec = numcodecs.Blosc("zstd", clevel=1, shuffle=numcodecs.Blosc.BITSHUFFLE)
     for start in range(0, len(counts), cells_per_chunk):
         codec.encode(counts[start : start + cells_per_chunk])
 
 
 def csr_bytes(counts: ndarray, cells_per_chunk: int) -> int:
-    """The counts as compressed rows, chunk by chunk: zstd at the level of the atlas."""
+    """The counts as compressed rows, chunk by chunk: zstd, its level 3 the smaller here."""
     codec = numcodecs.Blosc("zstd", clevel=3, shuffle=numcodecs.Blosc.SHUFFLE)
     n_bytes = 0
     for start in range(0, len(counts), cells_per_chunk):

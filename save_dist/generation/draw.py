@@ -45,35 +45,53 @@ def draw_counts(
     return counts
 
 
+# error_model: Python's checks for a division by zero would keep loops from being vectorised.
 # no_type_check: numba cannot compile the wrapper that the shape checks of the tests put around
 # annotated functions (jaxtyping 0.3).
-@numba.njit(cache=True, nogil=True)
+_kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+@_kernel
 @no_type_check
 def _fill_counts(mean: np.ndarray, theta: np.ndarray, keys: np.ndarray, counts: np.ndarray) -> None:
-    n_cells, n_genes = mean.shape
-    is_shared = len(theta) == 1
-    for i in range(n_cells):
-        key, row = keys[i], 0 if is_shared else i
-        for g in range(n_genes):
-            m, t = np.float64(mean[i, g]), np.float64(theta[row, g])
-            if m > _LARGE_MEAN:
-                counts[i, g] = _gamma_poisson(m, t, _gene_key(key, g))
-            else:
-                counts[i, g] = _invert(m, t, counter_uniform(key, np.uint64(g)))
+    """Cell by cell in three passes, the first two without branches that depend on chance.
 
-
-@numba.njit(cache=True, nogil=True)
-@no_type_check
-def _invert(mean: float, theta: float, uniform: float) -> int:
-    """Smallest k whose cumulative probability exceeds `uniform`.
-
-    P(0) >= exp(-mean) >= the cubic below, which settles most draws of rare genes without a
-    logarithm. The walk ends where a step no longer changes the sum.
+    P(0) >= exp(-mean) >= a cubic in the mean, which settles most draws of rare genes without a
+    logarithm; then P(0) itself for the others; then the walks, and the draws of large means, which
+    the cubic (below zero from 1.6 on) never settles.
     """
-    if uniform < 1.0 - mean * (1.0 - mean * (0.5 - mean * (1.0 / 6.0))):
-        return 0
+    n_cells, n_genes = mean.shape
+    uniform, gene = np.empty(n_genes), np.empty(n_genes + 1, np.int64)
+    m, t, p = np.empty(n_genes + 1), np.empty(n_genes + 1), np.empty(n_genes + 1)
+    for i in range(n_cells):
+        key, row = keys[i], i if len(theta) > 1 else 0
+        for g in range(n_genes):
+            uniform[g] = counter_uniform(key, np.uint64(g))
+        n_open = 0
+        for g in range(n_genes):
+            x = np.float64(mean[i, g])
+            counts[i, g] = 0
+            gene[n_open] = g
+            m[n_open] = x
+            t[n_open] = theta[row, g]
+            n_open += uniform[g] >= 1.0 - x * (1.0 - x * (0.5 - x * (1.0 / 6.0)))
+        _fill_zero_probability(m[:n_open], t[:n_open], p)
+        for j in range(n_open):
+            g = gene[j]
+            if m[j] > _LARGE_MEAN:
+                counts[i, g] = _gamma_poisson(m[j], t[j], _gene_key(key, g))
+            else:
+                counts[i, g] = _walk(m[j], t[j], p[j], uniform[g])
+
+
+@_kernel
+@no_type_check
+def _walk(mean: float, theta: float, p: float, uniform: float) -> int:
+    """Smallest k whose cumulative probability exceeds `uniform`, from p = P(0).
+
+    Ends where a step no longer changes the sum.
+    """
     ratio = mean / (theta + mean)
-    p = math.exp(-theta * math.log(1.0 + mean / theta))
     rest = uniform - p
     k = 0
     while rest >= 0.0 and k < MAX_COUNT and (p > 1e-18 or k < mean):
@@ -83,7 +101,35 @@ def _invert(mean: float, theta: float, uniform: float) -> int:
     return k
 
 
-@numba.njit(cache=True, nogil=True)
+@_kernel
+@no_type_check
+def _fill_zero_probability(mean: np.ndarray, theta: np.ndarray, out: np.ndarray) -> None:
+    """(1 + mean / theta)^-theta to about 1e-14 for means of at most 30; beyond, anything.
+
+    Logarithm and exponential are series here because calls of a library's would keep the loop
+    from being vectorised: log y = e log 2 + 2 artanh s with s = (f - 1) / (f + 1), where
+    y = f 2^e and f is within sqrt(2) of 1; exp z = 2^n exp r with |r| <= log(2) / 2.
+    """
+    for j in range(mean.shape[0]):
+        bits = np.float64(1.0 + mean[j] / theta[j]).view(np.int64)
+        e = (bits - np.int64(0x3FE6A09E667F3BCD)) >> np.int64(52)  # bits of sqrt(1/2)
+        f = np.int64(bits - (e << np.int64(52))).view(np.float64)
+        s = (f - 1.0) / (f + 1.0)
+        q = s * s
+        series = 1 / 9 + q * (1 / 11 + q * (1 / 13 + q * (1 / 15 + q * (1 / 17))))
+        series = 1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * series)))
+        z = -theta[j] * (2.0 * s * series + e * 0.6931471805599453)
+        n = np.floor(z * 1.4426950408889634 + 0.5)
+        r = z - n * 0.6931471803691238 - n * 1.9082149292705877e-10
+        series = 1 / 3628800 + r * (1 / 39916800 + r * (1 / 479001600))
+        series = 1 / 5040 + r * (1 / 40320 + r * (1 / 362880 + r * series))
+        series = 1 / 6 + r * (1 / 24 + r * (1 / 120 + r * (1 / 720 + r * series)))
+        series = 1.0 + r * (1.0 + r * (0.5 + r * series))
+        scale = np.int64((np.int64(n) + np.int64(1023)) << np.int64(52))
+        out[j] = series * scale.view(np.float64)
+
+
+@_kernel
 @no_type_check
 def _gene_key(key: np.uint64, gene: int) -> np.uint64:
     """Key of a gene's own stream within a cell (SplitMix64, other constants than counters use)."""
@@ -93,7 +139,7 @@ def _gene_key(key: np.uint64, gene: int) -> np.uint64:
     return x ^ (x >> np.uint64(31))
 
 
-@numba.njit(cache=True, nogil=True)
+@_kernel
 @no_type_check
 def _gamma_poisson(mean: float, theta: float, key: np.uint64) -> int:
     rate, used = _gamma(theta, key)
@@ -104,7 +150,7 @@ def _gamma_poisson(mean: float, theta: float, key: np.uint64) -> int:
     return int(min(k, MAX_COUNT))
 
 
-@numba.njit(cache=True, nogil=True)
+@_kernel
 @no_type_check
 def _gamma(shape: float, key: np.uint64) -> tuple[float, int]:
     """Standard gamma draw and the uniforms it used (Marsaglia and Tsang 2000)."""
@@ -124,14 +170,14 @@ def _gamma(shape: float, key: np.uint64) -> tuple[float, int]:
             return d * v * boost, used
 
 
-@numba.njit(cache=True, nogil=True)
+@_kernel
 @no_type_check
 def _normal(key: np.uint64, used: int) -> float:
     radius = math.sqrt(-2.0 * math.log(1.0 - counter_uniform(key, np.uint64(used))))
     return radius * math.cos(2.0 * math.pi * counter_uniform(key, np.uint64(used + 1)))
 
 
-@numba.njit(cache=True, nogil=True)
+@_kernel
 @no_type_check
 def _walk_poisson(rate: float, key: np.uint64, used: int) -> int:
     p = math.exp(-rate)
@@ -144,7 +190,7 @@ def _walk_poisson(rate: float, key: np.uint64, used: int) -> int:
     return k
 
 
-@numba.njit(cache=True, nogil=True)
+@_kernel
 @no_type_check
 def _poisson(rate: float, key: np.uint64, used: int) -> int:
     """Transformed rejection with squeeze (Hoermann 1993, PTRS), for rates of 10 and more."""

@@ -4,7 +4,7 @@ Everything random about a cell comes from its seed, and the seed from (plan seed
 within the condition). Workers, parts and start order have no say.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -118,7 +118,7 @@ def sample_cells(
 
     Which cells share one decides the last bits of a cell (sums in another order), hence it is
     part of the plan. All genes are drawn, so that choosing `genes` changes no count. The counts of
-    a minibatch are drawn in a thread while the networks work on the next one.
+    a minibatch are drawn while the networks work on the next one, in as many threads as torch has.
 
     Args:
         bundle: the model.
@@ -143,24 +143,44 @@ def sample_cells(
     library = np.empty(n_cells, dtype=np.float32)
     n_evaluations = 0
 
-    def draw(rows: slice, laws: _Laws) -> None:
+    def draw(start: int, laws: _Laws) -> None:
+        rows = slice(start, start + len(laws.mean))
         counts[rows] = _draw(laws, seeds[rows])[:, kept]
         if mean is not None:
             mean[rows] = laws.mean[:, kept]
 
-    with ThreadPoolExecutor(1, "draw") as drawer:
-        drawing: Future[None] | None = None
+    n_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(n_threads, "draw") as drawers:
+        drawing: list[Future[None]] = []
         for start in range(0, n_cells, cells_per_minibatch):
             rows = slice(start, start + cells_per_minibatch)
             laws = _laws(bundle, codes[rows], seeds[rows], guidance, solver, composer)
             latent[rows], library[rows] = laws.latent, laws.library
             n_evaluations += laws.n_evaluations
-            if drawing is not None:
-                drawing.result()
-            drawing = drawer.submit(draw, rows, laws)
-        if drawing is not None:
-            drawing.result()
+            for drawn in drawing:
+                drawn.result()
+            drawing = [
+                drawers.submit(draw, start + first, some)
+                for first, some in _shares(laws, n_threads)
+            ]
+        for drawn in drawing:
+            drawn.result()
     return SampledCells(counts, latent, library, n_evaluations, mean)
+
+
+def _shares(laws: _Laws, n: int) -> Iterator[tuple[int, _Laws]]:
+    """The laws of `n` runs of neighbours at most, each with the place of its first cell."""
+    n_cells = len(laws.mean)
+    size = -(-n_cells // n)
+    for first in range(0, n_cells, size):
+        rows = slice(first, first + size)
+        theta = laws.inverse_dispersion
+        yield (
+            first,
+            laws._replace(
+                mean=laws.mean[rows], inverse_dispersion=theta[rows] if len(theta) > 1 else theta
+            ),
+        )
 
 
 def _draw(laws: _Laws, seeds: UInt64[ndarray, " cell"]) -> UInt16[ndarray, "cell gene"]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 from numpy import ndarray
 
@@ -73,6 +74,7 @@ class PartFiller(ABC):
             columns,
             n_evaluations=n_evaluations,
             start_s=start_s,
+            n_threads=torch.get_num_threads(),
         )
 
     @abstractmethod

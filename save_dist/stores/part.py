@@ -1,8 +1,9 @@
 """One part of an atlas: its cells into their files, then its receipt."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from save_dist.stores.receipts import (
     read_record,
     write_receipt,
 )
+from save_dist.stores.shard import encode_shard
 from save_dist.stores.storage import Where, storage_of
 from save_dist.stores.template import CONFIG
 
@@ -62,6 +64,7 @@ def write_part(
     *,
     n_evaluations: int,
     start_s: float,
+    n_threads: int = 1,
 ) -> Receipt:
     """Write the files of a part, sync them, then publish its receipt.
 
@@ -72,6 +75,7 @@ def write_part(
         columns: its cells.
         n_evaluations: evaluations of the velocity networks, for the receipt.
         start_s: `time.perf_counter()` when work on the part began.
+        n_threads: threads that compress.
 
     Raises:
         AtlasError: if the columns do not fill the part, the store is not as recorded, or it has
@@ -86,7 +90,7 @@ def write_part(
             f"counts of shape {columns.counts.shape}; write whole parts only"
         )
     try:
-        files = _fill(path, record, part, columns)
+        files = _fill(path, record, part, columns, n_threads)
         now_s = time.perf_counter()
         receipt = Receipt(
             part=part,
@@ -140,12 +144,13 @@ def _row_names(start: int, stop: int) -> ndarray:
 
 
 def _fill(
-    path: Where, record: AtlasRecord, part: int, columns: PartColumns
+    path: Where, record: AtlasRecord, part: int, columns: PartColumns, n_threads: int
 ) -> dict[str, tuple[str, int]]:
     """Put the files of a part in place, whatever stands there; their sha256 and lengths.
 
     They are written aside and renamed, so that two writers of one part never see each other, and
-    since zarr 3.1 would read an old shard before replacing it and fail on a torn one.
+    since zarr 3.1 would read an old shard before replacing it and fail on a torn one. Matrices,
+    which are nearly all of the bytes, are encoded without zarr.
     """
     start, stop = record.rows(part)
     names, store = record.files(part), storage_of(path)
@@ -157,11 +162,20 @@ def _fill(
             array = zarr.open_array(aside / name, mode="r+").with_config(CONFIG)
             if name == "X":
                 _check_x(array, path, record)
-            array[start:stop] = values
+            if values.ndim == 2:
+                _write_shard(aside / name / f"c/{part}/0", encode_shard(array, values, n_threads))
+            else:
+                array[start:stop] = values
         facts = file_facts(aside, names)
         _check_plan(path, record)
         store.adopt(aside, names)
     return facts
+
+
+def _write_shard(place: Path, pieces: Iterable[bytes]) -> None:
+    place.parent.mkdir(parents=True)
+    with place.open("wb") as file:
+        file.writelines(pieces)
 
 
 def _check_plan(path: Where, record: AtlasRecord) -> None:

@@ -94,7 +94,7 @@ def _matrix(group: Any, name: str, layout: AtlasLayout, width: int, dtype: str) 
         chunks=(layout.cells_per_chunk, width),
         shards=(layout.cells_per_part, width),
         compressors=zarr.codecs.BloscCodec(
-            typesize=np.dtype(dtype).itemsize, cname="zstd", clevel=3, shuffle="bitshuffle"
+            typesize=np.dtype(dtype).itemsize, cname="zstd", clevel=1, shuffle="bitshuffle"
         ),
         fill_value=0,
         attributes=_encoding("array", "0.2.0"),

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from save_dist.core.seeding import cell_keys
-from save_dist.generation.draw import draw_counts
+from save_dist.generation.draw import _fill_zero_probability, draw_counts
 
 N_DRAWS = 60_000
 MEANS = [0.01, 0.3, 1.0, 3.0, 20.0, 29.9, 30.1, 300.0, 5000.0]
@@ -136,6 +136,15 @@ def test_each_cell_may_have_a_dispersion_of_its_own():
 def test_an_infinite_inverse_dispersion_is_poisson():
     poisson = stats.poisson(4.0)
     assert chi_square_p(draws(4.0, np.inf).astype(int), poisson) > 1e-4
+
+
+def test_the_series_for_no_count_at_all():
+    mean, theta = np.meshgrid(np.linspace(0, 30, 301), np.logspace(-8, 6, 57))
+    mean, theta = mean.ravel(), theta.ravel()
+    found = np.empty(mean.size)
+    _fill_zero_probability(mean, theta, found)
+    expected = np.exp(-theta * np.log(1.0 + mean / theta))
+    np.testing.assert_allclose(found, expected, rtol=2e-14)
 
 
 def test_the_draws_are_pinned():
