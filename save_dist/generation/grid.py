@@ -27,10 +27,6 @@ from save_dist.vocab.conditions import ConditionVocabulary
 
 FORMAT = 3
 """Version of how a plan becomes cells; raised when the same plan would give other numbers."""
-BYTES_PER_VALUE = 0.1
-"""Compressed bytes per cell and gene, as measured on sparse counts; for estimates."""
-BYTES_PER_MEAN = 3.4
-"""Compressed bytes of an expected count; means are never exactly zero."""
 
 
 @dataclass(frozen=True)
@@ -194,9 +190,6 @@ class GridPlan:
         n_composed = self.conditions.n_within(self.routes.composed(self._masked))
         any_control = replace(self.routes, min_support=1)
         n_carried = self.conditions.n_within(any_control.composed(self._masked))
-        n_genes = len(self.gene_ids)
-        per_cell = n_genes * (BYTES_PER_VALUE + BYTES_PER_MEAN * len(self.output.layers)) + 16
-        per_cell += 4 * self.model.n_latent if self.output.latents else 0
         return GridSummary(
             n_conditions=self.n_conditions,
             n_seen=n_seen,
@@ -205,7 +198,7 @@ class GridPlan:
             n_poorly_supported=n_carried - n_composed,
             n_cells=self.n_cells,
             n_parts=self.n_parts,
-            bytes_estimate=round(self.n_cells * per_cell),
+            bytes_estimate=round(self.n_cells * self.layout().bytes_per_cell),
         )
 
     @property

@@ -13,7 +13,7 @@ from save_dist.generation.grid import GridPlan, plan_grid
 from save_dist.generation.tables import settle, settle_output
 from save_dist.pipelines.context import Context, Summary, record
 from save_dist.pipelines.estimate import estimate
-from save_dist.pipelines.parts import log_outcomes, require_all
+from save_dist.pipelines.parts import check_space, log_outcomes, require_all
 from save_dist.pipelines.provenance import versions
 from save_dist.stores import atlas, catalogue
 from save_dist.stores.bundle import load_bundle
@@ -34,6 +34,7 @@ def generate(config: GenerateJob | PipelineJob, context: Context) -> Summary:
 
     missing = missing_parts(path)
     if missing:
+        check_space(path, plan.layout(), plan.n_cells_in(missing))
         _note(plan, context.paths)
         outcomes = cluster_generate.generate(
             missing,

@@ -1,10 +1,38 @@
 """What came of filling a store part by part, for the jobs that do so."""
 
+import logging
 from collections.abc import Sequence
 
 from save_dist.cluster.generate import PartOutcome
 from save_dist.core.errors import InfrastructureError, PartialError
 from save_dist.pipelines.context import Context
+from save_dist.stores.storage import Where, storage_of
+from save_dist.stores.template import AtlasLayout
+
+logger = logging.getLogger(__name__)
+
+
+def check_space(path: Where, layout: AtlasLayout, n_cells: int) -> None:
+    """Refuse to begin what cannot fit; warn of what may not, since the need is an estimate.
+
+    Args:
+        path: store that is to be filled.
+        layout: of its cells.
+        n_cells: still to be written.
+
+    Raises:
+        InfrastructureError: if less than half of what the cells will take is free.
+    """
+    free, needed = storage_of(path).free_bytes(), round(n_cells * layout.bytes_per_cell)
+    if free is None or free >= needed:
+        return
+    text = (
+        f"{n_cells} cells for {path} take about {needed} bytes, its disk has {free} free; free "
+        "space, ask for fewer cells or genes, or choose another place"
+    )
+    if free < needed / 2:
+        raise InfrastructureError(text)
+    logger.warning("event=disk_nearly_full %s", text)
 
 
 def log_outcomes(outcomes: Sequence[PartOutcome], context: Context, stage: str) -> None:

@@ -7,7 +7,7 @@ from save_dist.config.schema import TransferConfig, TransferJob
 from save_dist.core.errors import DataError
 from save_dist.core.paths import RunPaths
 from save_dist.pipelines.context import Context, Summary, record
-from save_dist.pipelines.parts import log_outcomes, require_all
+from save_dist.pipelines.parts import check_space, log_outcomes, require_all
 from save_dist.pipelines.provenance import versions
 from save_dist.stores import atlas
 from save_dist.stores.bundle import ModelBundle, load_bundle
@@ -23,6 +23,7 @@ def transfer(config: TransferJob, context: Context) -> Summary:
     plan, path = plan_for(config, context.paths), context.paths.root / config.transfer.output
     atlas.create_template(path, plan.layout(), versions=versions())
     if missing := missing_parts(path):
+        check_space(path, plan.layout(), plan.n_cells_in(missing))
         outcomes = cluster_generate.generate(
             missing,
             plan.n_cells_in(missing),

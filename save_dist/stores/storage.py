@@ -86,6 +86,10 @@ class Storage(ABC):
         All at once, if there is nothing at the root yet and the storage can.
         """
 
+    def free_bytes(self) -> int | None:
+        """What still fits; None where nobody can tell."""
+        return None
+
     @abstractmethod
     def sweep(self) -> None:
         """Remove what killed writers left unfinished."""
@@ -169,6 +173,11 @@ class Folder(Storage):
             (self._root / name).parent.mkdir(parents=True, exist_ok=True)
             (workspace / name).replace(self._root / name)
         sync({(self._root / name).parent for name in names})
+
+    def free_bytes(self) -> int | None:
+        """Free on the disk that holds the folder, or will."""
+        place = self._root.absolute()
+        return shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
 
     def sweep(self) -> None:
         """Remove workspaces beside the root and torn files in it."""

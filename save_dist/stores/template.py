@@ -29,6 +29,8 @@ CONFIG = {"write_empty_chunks": True}
 SEEDS_PER_CHUNK = 128
 """Cell seeds that are read together, 1 kB; with fewer their index would outweigh them."""
 
+_BYTES_PER_COUNT, _BYTES_PER_MEAN, _BYTES_OF_OBS = 0.1, 3.4, 16
+"""Compressed, as measured on sparse counts; means are never exactly zero."""
 _NUMBERS: dict[str, tuple[str, bool | int]] = {
     "seen": ("bool", False),
     "n_train_cells": ("int64", -1),
@@ -62,6 +64,12 @@ class AtlasLayout:
     """Matrices like X, float32."""
     n_latent: int = 0
     """Width of obsm X_save; 0: not stored."""
+
+    @property
+    def bytes_per_cell(self) -> float:
+        """About what a cell takes, compressed."""
+        per_gene = _BYTES_PER_COUNT + _BYTES_PER_MEAN * len(self.layers)
+        return len(self.gene_ids) * per_gene + 4 * self.n_latent + _BYTES_OF_OBS
 
 
 def lay_out(store: Path, layout: AtlasLayout, versions: Mapping[str, str]) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ GRID = {"cells_per_condition": 128, "seed": 3, "solver": {"n_steps": 60}}
 OUTPUT = {"cells_per_part": 32, "cells_per_chunk": 16, "cells_per_minibatch": 16}
 """6 conditions; steps enough for a good tenth of a second of sampling per part."""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+FULL_DISK = Path(__file__).parents[1] / "full_disk"
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,10 @@ def path(tmp_path):
     return tmp_path / "run" / "atlas.zarr"
 
 
-def begun(command: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+def begun(command: list[str], **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, text=True
+    )
 
 
 def n_finished(path: Path) -> int:
@@ -122,6 +125,29 @@ def test_a_killed_job_ends_with_the_undisturbed_atlas(command, path, undisturbed
         first.kill()
         first.wait()
     assert n_finished(path) < N_PARTS
+    subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True)
+    assert_undisturbed(path, undisturbed)
+
+
+def test_a_full_disk_ends_the_job_with_5_and_the_next_one_completes(
+    command, path, undisturbed, tmp_path
+):
+    flag = tmp_path / "full"
+    search = os.pathsep.join([str(FULL_DISK), *filter(None, [os.environ.get("PYTHONPATH")])])
+    first = begun(command, PYTHONPATH=search, FULL_DISK=str(flag))
+    try:
+        wait_for_parts(path, 3, first)
+        flag.touch()
+        told, _ = first.communicate(timeout=600)
+    finally:
+        first.kill()
+        first.wait()
+    n_kept, summary = n_finished(path), json.loads(told.splitlines()[-1])
+    assert (first.returncode, summary["exit_code"]) == (5, 5)
+    assert "No space left on device" in summary["error"]
+    assert "free space or fix permissions" in summary["error"]
+    assert 3 <= n_kept < N_PARTS and not atlas.is_complete(path)
+    flag.unlink()
     subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True)
     assert_undisturbed(path, undisturbed)
 

@@ -15,6 +15,7 @@ from save_dist.core.errors import InfrastructureError, PartialError
 from save_dist.generation.worker import PartWorker
 from save_dist.pipelines import generate
 from save_dist.pipelines.parts import require_all
+from save_dist.stores import storage
 
 
 @pytest.fixture
@@ -77,6 +78,16 @@ def test_another_model_does_not_extend(config, sampled):
     refused = run(config)
     assert refused["exit_code"] == 3 and other in refused["error"]
     assert "was made with model" in refused["error"]
+
+
+@pytest.mark.parametrize(("share", "code"), [(0.4, 5), (0.6, 0), (1.1, 0)])
+def test_cells_that_cannot_fit_are_not_begun(config, sampled, monkeypatch, caplog, share, code):
+    needed = run(config, options=["--dry-run"])["plan"]["bytes_estimate"]
+    monkeypatch.setattr(storage.Folder, "free_bytes", lambda _: round(needed * share))
+    found = run(config)
+    assert (found["exit_code"], len(sampled)) == (code, 1 if code == 0 else 0)
+    said = found.get("error", "") + caplog.text
+    assert (f"take about {needed} bytes" in said) == (share < 1), said
 
 
 REFUSED = PartOutcome(1, 0, 0.0, 0, "InfrastructureError: No space left on device", is_refused=True)
