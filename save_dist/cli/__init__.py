@@ -23,7 +23,7 @@ from save_dist.cli.track import tracking
 from save_dist.cluster import submit as submission
 from save_dist.cluster.jobs import RayJobs
 from save_dist.config import schema
-from save_dist.config.load import JOBS, config_hash, dump_yaml, load, resolved
+from save_dist.config.load import JOBS, SUBMITTED, TICK, config_hash, dump_yaml, load, resolved
 from save_dist.core import lease
 from save_dist.core.durable import write_bytes
 from save_dist.core.errors import ConfigError
@@ -44,10 +44,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-TICK = "schedule-tick"
-SUBMITTED: dict[str, type[schema.JobConfig]] = {**JOBS, TICK: schema.GenerateJob}
-"""What may run on a cluster, and the schema of its configuration."""
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration of the job.")]
 SetOption = Annotated[

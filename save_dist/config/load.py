@@ -30,6 +30,9 @@ JOBS: dict[str, type[schema.JobConfig]] = {
     "pipeline": schema.PipelineJob,
     "sweep": schema.SweepJob,
 }
+TICK = "schedule-tick"
+SUBMITTED: dict[str, type[schema.JobConfig]] = {**JOBS, TICK: schema.GenerateJob}
+"""What may run on a cluster, and the schema of its configuration."""
 EXTENDS = "extends"
 MOST_CHARACTERS = 4 * 2**20
 MOST_VALUES = 200_000

@@ -12,7 +12,7 @@ from save_dist.cluster import runtime
 from save_dist.cluster.facts import machine_facts
 from save_dist.cluster.nodes import ClusterFacts, cluster_facts
 from save_dist.config import schema
-from save_dist.config.load import JOBS, config_hash, load
+from save_dist.config.load import SUBMITTED, config_hash, load
 from save_dist.core.errors import ConfigError, InfrastructureError
 from save_dist.pipelines import checks, probes
 from save_dist.pipelines.checks import Check
@@ -73,13 +73,13 @@ def examine(path: Path | None, verb: str | None, overrides: list[str]) -> tuple[
     if path is None:
         return Check("config", "ok", "none given: machine and cluster alone"), none
     job = verb or path.stem
-    if job not in JOBS:
-        remedy = f"add --verb, one of {', '.join(JOBS)}"
+    if job not in SUBMITTED:
+        remedy = f"add --verb, one of {', '.join(SUBMITTED)}"
         return Check(
             "config", "error", f"{path.name} does not say which job it is of", remedy
         ), none
     try:
-        config = load(JOBS[job], path, overrides)
+        config = load(SUBMITTED[job], path, overrides)
     except ConfigError as e:
         return Check("config", "error", " ".join(str(e).split()), "correct these settings"), none
     cluster = getattr(config, "cluster", none.cluster)

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from save_dist.config.load import TICK
 from save_dist.config.schema import BlocksJob, IngestJob, JobConfig, PipelineJob, TrackingConfig
 from save_dist.core.durable import verify_folder
 from save_dist.core.errors import SaveDistError
@@ -22,6 +23,7 @@ from save_dist.data.source import SomaSource, StoreLocator
 from save_dist.pipelines.checks import Check, TokenFile, check_stale_address
 from save_dist.pipelines.gene_vectors import check_embedding
 from save_dist.pipelines.ingest import attached
+from save_dist.pipelines.promotion import registry
 from save_dist.stores.receipts import read_record
 from save_dist.stores.storage import Where, storage_of
 
@@ -107,10 +109,16 @@ def contents(config: JobConfig, verb: str) -> list[Check]:
         out.append(
             _attempt("gene vectors", lambda: check_embedding(config.blocks.embedding), remedy)
         )
+    needs = _NEEDS.get(verb, ())
+    if verb == TICK and config.tracking.backend == "none":
+        needs = ("model",)
+    elif verb == TICK:
+        remedy = "promote a model, or start MLflow: without a champion every tick fails"
+        out.append(_attempt("champion", lambda: _champion(config), remedy))
     for name, (place, look) in looks.items():
         if storage_of(place).exists():
             out.append(_attempt(name, look, "restore it, or run the job that writes it again"))
-        elif name in _NEEDS.get(verb, ()):
+        elif name in needs:
             found = f"{place} does not exist, {verb} reads it"
             out.append(Check(name, "error", found, "run the jobs before, with the same run.dir"))
     return out
@@ -130,6 +138,11 @@ def _inputs(config: IngestJob | PipelineJob) -> str:
     assert config.ingest is not None  # checked by the schema
     plan = check_inputs(config.ingest, config.conditions)
     return f"{len(plan.inputs)} files, {plan.layout.n_cells} cells can be read"
+
+
+def _champion(config: JobConfig) -> str:
+    found = registry(config.tracking, config.run.dir).champion()
+    return f"version {found.number}, model {found.model_hash[:16]}"
 
 
 def _store(paths: RunPaths) -> str:

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 from save_dist import cli
 from save_dist.cluster.generate import PartOutcome
+from save_dist.config.load import load
+from save_dist.config.schema import GenerateJob
 from save_dist.core import lease
 from save_dist.generation.worker import PartWorker
-from save_dist.pipelines import generate, schedule
+from save_dist.pipelines import generate, probes, schedule
 from save_dist.stores.atlas import verify
 from save_dist.stores.bundle import load_bundle
 from save_dist.tracking.mlflow import sync
@@ -203,6 +205,20 @@ def test_without_a_champion_nothing_is_generated(config, sampled, tracked):
     assert missing["exit_code"] == 3 and sampled == []
     assert "'lab'" in missing["error"] and "save-dist track promote RUN" in missing["error"]
     assert not (config.parent / "run" / "atlases").exists()
+
+
+def test_the_doctor_says_whether_a_tick_will_find_a_champion(config, tracked):
+    pairs, register, registry = tracked
+    job = load(GenerateJob, config, list(pairs))
+
+    def champion():
+        (check,) = [c for c in probes.contents(job, "schedule-tick") if c.name == "champion"]
+        return check
+
+    sha = register(3)
+    assert champion().level == "error" and "promote a model" in champion().remedy
+    registry.promote(1)
+    assert (champion().level, champion().found) == ("ok", f"version 1, model {sha[:16]}")
 
 
 def test_a_champion_that_is_not_what_was_registered_is_refused(config, sampled, tracked, tmp_path):
