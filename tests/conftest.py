@@ -133,7 +133,8 @@ def random_run(random_model):
 @pytest.fixture(scope="session")
 def tiny_cells(tmp_path_factory):
     """A simulated data set of 1,200 cells."""
-    from save_dist.pipelines.simulate import QUICK, simulate
+    from save_dist.data.simulation import QUICK
+    from save_dist.pipelines.simulate import simulate
 
     path = tmp_path_factory.mktemp("cells") / "cells.h5ad"
     simulate(path, QUICK)
