@@ -87,7 +87,15 @@ def adopt_orphans() -> None:
 
 def descendants() -> list[psutil.Process]:
     """Living processes that this one started, however indirectly."""
-    return [p for p in psutil.Process().children(recursive=True) if p.status() != "zombie"]
+    return [p for p in psutil.Process().children(recursive=True) if _lives(p)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    """False, too, if it ended since it was listed."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def end_descendants() -> None:
