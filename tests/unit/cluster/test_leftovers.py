@@ -35,7 +35,10 @@ def driver(tmp_path):
 
 
 def runs(process):
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_after_a_kill_nothing_is_left(driver, tmp_path):
