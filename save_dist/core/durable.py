@@ -39,6 +39,12 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def free_bytes(place: Path) -> int:
+    """Free on the disk that holds a place, or will: asked of the nearest folder that exists."""
+    whole = place.absolute()
+    return shutil.disk_usage(next(p for p in (whole, *whole.parents) if p.exists())).free
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: after a crash it holds the old bytes or the new, never a mix.
 

@@ -8,7 +8,6 @@ same rows, so nothing is doubled and nothing missing.
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from jaxtyping import Int32, Int64
 from numpy import ndarray
 
 from save_dist.config.schema import ConditionsConfig, IngestConfig
+from save_dist.core.durable import free_bytes
 from save_dist.core.errors import DataError, InfrastructureError
 from save_dist.core.spread import Spread, in_order
 from save_dist.data import writer
@@ -210,11 +210,10 @@ def _row_sums(csr: CsrCounts) -> Int64[ndarray, " cell"]:
 
 def _check_space(plan: IngestPlan, uri: Path) -> None:
     """Refuse to start what cannot fit."""
-    place = next(p for p in uri.absolute().parents if p.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(uri)
     if free < plan.n_bytes:
         raise InfrastructureError(
-            f"{place} has {free} bytes free, the store {uri} needs about {plan.n_bytes}; "
+            f"the disk has {free} bytes free, the store {uri} needs about {plan.n_bytes}; "
             "free space or use another run.dir"
         )
 

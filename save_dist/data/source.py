@@ -18,7 +18,6 @@ from numpy import ndarray
 
 from save_dist.core.durable import digest
 from save_dist.core.errors import DataError, InfrastructureError, SaveDistError
-from save_dist.core.memory import keep_freed_memory
 from save_dist.data.csr import CsrCounts as CsrCounts
 from save_dist.data.csr import CsrPiece, assemble, rows_of, sort_rows
 from save_dist.data.damage import COMPLETE_KEY as COMPLETE_KEY
@@ -32,6 +31,7 @@ from save_dist.data.damage import (
 )
 from save_dist.data.locator import StoreLocator as StoreLocator
 from save_dist.data.locator import is_remote as is_remote
+from save_dist.data.opening import open_experiment
 
 GENE_ID_COLUMNS = ("gene_id", "var_id", "feature_id")
 """Where gene names stand: our own stores, tiledbsoma.io, CELLxGENE Census."""
@@ -46,15 +46,6 @@ _X_COLUMNS = ("soma_dim_0", "soma_dim_1", "soma_data")
 # in one large read more than half of the time goes into page faults. A remote store pays a round
 # trip for each, so it is asked for everything at once.
 _ENTRIES_PER_READ = 2**21
-_LOCAL_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 8 * 2**20, 64 * 2**20
-
-
-SAFE_READS = {
-    # libtiledb 2.30 merges tiles on several threads and frees what one of them may still use: now
-    # and then a process died of it (TileDB pull requests 5417 and 5723). 0: tile after tile.
-    "sm.query.sparse_global_order.preprocess_tile_merge": "0",
-}
-"""Settings of TileDB that every reader of a store needs."""
 
 
 class Entries(NamedTuple):
@@ -82,7 +73,7 @@ class SomaSource:
         self.locator = locator
         self._is_remote = is_remote(locator.uri)
         self._entries_per_cell = 1024.0
-        self._experiment: Any = _open(locator, self._is_remote)
+        self._experiment: Any = open_experiment(locator)
         try:
             self._check_complete()
             if not self._is_remote:
@@ -385,25 +376,3 @@ def _tables(x: Any, joinids: ndarray) -> Iterator[pa.Table]:
     is_range = joinids[-1] - joinids[0] + 1 == joinids.size
     ids = slice(int(joinids[0]), int(joinids[-1])) if is_range else joinids
     return iter(x.read(coords=(ids,)).tables())
-
-
-def _open(locator: StoreLocator, is_remote: bool) -> Any:
-    keep_freed_memory()
-    config = {
-        "soma.init_buffer_bytes": _REMOTE_BUFFER_BYTES if is_remote else _LOCAL_BUFFER_BYTES,
-        # Else every read ends by handing its memory back, and the next one faults it in again.
-        "sm.mem.malloc_trim": "false",
-        **SAFE_READS,
-        **dict(locator.tiledb),
-    }
-    context = tiledbsoma.SOMATileDBContext(tiledb_config=config)
-    try:
-        return tiledbsoma.Experiment.open(
-            locator.uri, context=context, tiledb_timestamp=locator.timestamp
-        )
-    except (tiledbsoma.DoesNotExistError, tiledbsoma.SOMAError, TypeError) as e:
-        when = "" if locator.timestamp is None else f" at timestamp {locator.timestamp} ms"
-        raise DataError(
-            f"{locator.uri} is not a SOMA experiment{when}: {e}; run the ingest job first, or "
-            f"correct the path{'' if locator.timestamp is None else ' or source.timestamp'}"
-        ) from e

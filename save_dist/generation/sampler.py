@@ -143,11 +143,15 @@ def sample_cells(
     library = np.empty(n_cells, dtype=np.float32)
     n_evaluations = 0
 
-    def draw(start: int, laws: _Laws) -> None:
-        rows = slice(start, start + len(laws.mean))
-        counts[rows] = _draw(laws, seeds[rows])[:, kept]
+    def draw(start: int, laws: _Laws, part: slice) -> None:
+        """Counts of some cells of the minibatch that begins at `start`."""
+        rows = slice(start + part.start, start + part.stop)
+        theta = laws.inverse_dispersion
+        theta = theta[part] if len(theta) > 1 else theta
+        drawn = draw_counts(laws.mean[part], theta, stream(seeds[rows], "counts"))
+        counts[rows] = drawn[:, kept]
         if mean is not None:
-            mean[rows] = laws.mean[:, kept]
+            mean[rows] = laws.mean[part][:, kept]
 
     n_threads = torch.get_num_threads()
     with ThreadPoolExecutor(n_threads, "draw") as drawers:
@@ -157,34 +161,25 @@ def sample_cells(
             laws = _laws(bundle, codes[rows], seeds[rows], guidance, solver, composer)
             latent[rows], library[rows] = laws.latent, laws.library
             n_evaluations += laws.n_evaluations
-            for drawn in drawing:
-                drawn.result()
+            _wait(drawing)
             drawing = [
-                drawers.submit(draw, start + first, some)
-                for first, some in _shares(laws, n_threads)
+                drawers.submit(draw, start, laws, part)
+                for part in _parts(len(laws.mean), n_threads)
             ]
-        for drawn in drawing:
-            drawn.result()
+        _wait(drawing)
     return SampledCells(counts, latent, library, n_evaluations, mean)
 
 
-def _shares(laws: _Laws, n: int) -> Iterator[tuple[int, _Laws]]:
-    """The laws of `n` runs of neighbours at most, each with the place of its first cell."""
-    n_cells = len(laws.mean)
+def _parts(n_cells: int, n: int) -> Iterator[slice]:
+    """`n` runs of neighbours at most, together all cells."""
     size = -(-n_cells // n)
-    for first in range(0, n_cells, size):
-        rows = slice(first, first + size)
-        theta = laws.inverse_dispersion
-        yield (
-            first,
-            laws._replace(
-                mean=laws.mean[rows], inverse_dispersion=theta[rows] if len(theta) > 1 else theta
-            ),
-        )
+    return (slice(i, min(i + size, n_cells)) for i in range(0, n_cells, size))
 
 
-def _draw(laws: _Laws, seeds: UInt64[ndarray, " cell"]) -> UInt16[ndarray, "cell gene"]:
-    return draw_counts(laws.mean, laws.inverse_dispersion, stream(seeds, "counts"))
+def _wait(drawing: Sequence[Future[None]]) -> None:
+    """Until all is drawn; raises what went wrong."""
+    for future in drawing:
+        future.result()
 
 
 def _laws(

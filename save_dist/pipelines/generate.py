@@ -30,11 +30,12 @@ def generate(config: GenerateJob | PipelineJob, context: Context) -> Summary:
     """
     plan, path = plan_for(config, context.paths), context.paths.atlas
     _log_plan(plan)
-    atlas.create_template(path, plan.layout(), versions=versions())
+    layout = plan.layout()
+    atlas.create_template(path, layout, versions=versions())
 
     missing = missing_parts(path)
     if missing:
-        check_space(path, plan.layout(), plan.n_cells_in(missing))
+        check_space(path, layout, plan.n_cells_in(missing))
         _note(plan, context.paths)
         outcomes = cluster_generate.generate(
             missing,

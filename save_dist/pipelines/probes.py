@@ -97,11 +97,12 @@ def contents(config: JobConfig, verb: str) -> list[Check]:
         "model": (paths.model, lambda: _folder(paths.model)),
         "atlas": (paths.atlas, lambda: _atlas(paths)),
     }
+    needs = _NEEDS.get(verb, ())
     out = []
     if isinstance(config, IngestJob | PipelineJob) and not paths.store.exists():
         remedy = "correct ingest.inputs" if config.ingest else "correct source"
         out.append(_attempt("inputs", lambda: _inputs(config), remedy))
-    elif "store" in _NEEDS.get(verb, ()) and (locator := attached(paths)) is not None:
+    elif "store" in needs and (locator := attached(paths)) is not None:
         out.append(_attempt("store", lambda: _attached(locator), "see that it can be reached"))
         del looks["store"]
     if isinstance(config, BlocksJob | PipelineJob) and not paths.vocab.exists():
@@ -109,7 +110,6 @@ def contents(config: JobConfig, verb: str) -> list[Check]:
         out.append(
             _attempt("gene vectors", lambda: check_embedding(config.blocks.embedding), remedy)
         )
-    needs = _NEEDS.get(verb, ())
     if verb == TICK and config.tracking.backend == "none":
         needs = ("model",)
     elif verb == TICK:

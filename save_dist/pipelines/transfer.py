@@ -21,9 +21,10 @@ from save_dist.transfer.worker import TransferWorker
 def transfer(config: TransferJob, context: Context) -> Summary:
     """Write the parts that have no receipt yet; complete means every part of the plan has one."""
     plan, path = plan_for(config, context.paths), context.paths.root / config.transfer.output
-    atlas.create_template(path, plan.layout(), versions=versions())
+    layout = plan.layout()
+    atlas.create_template(path, layout, versions=versions())
     if missing := missing_parts(path):
-        check_space(path, plan.layout(), plan.n_cells_in(missing))
+        check_space(path, layout, plan.n_cells_in(missing))
         outcomes = cluster_generate.generate(
             missing,
             plan.n_cells_in(missing),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from save_dist.core.durable import file_digest, write_bytes
+from save_dist.core.durable import file_digest, free_bytes, write_bytes
 
 Where = Path | str
 """A folder, or `s3://bucket/prefix`."""
@@ -176,8 +176,7 @@ class Folder(Storage):
 
     def free_bytes(self) -> int | None:
         """Free on the disk that holds the folder, or will."""
-        place = self._root.absolute()
-        return shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+        return free_bytes(self._root)
 
     def sweep(self) -> None:
         """Remove workspaces beside the root and torn files in it."""

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import save_dist
 from save_dist.cli import app, run_job
 from save_dist.core.paths import RunPaths
-from save_dist.data.source import SAFE_READS
+from save_dist.data.opening import SAFE_READS
 from save_dist.stores.atlas import verify
 from save_dist.tracking.registry import Registry
 from save_dist.tracking.tracker import read_records

@@ -15,9 +15,10 @@ from save_dist.config.schema import ConditionsConfig, IngestConfig
 from save_dist.core.errors import ConfigError, DataError, InfrastructureError
 from save_dist.data import ingest as ingest_module
 from save_dist.data.ingest import check_inputs, ingest
+from save_dist.data.opening import SAFE_READS
 from save_dist.data.readers import base, frames
 from save_dist.data.readers.anndata import AnndataReader
-from save_dist.data.source import SAFE_READS, SomaSource, StoreLocator
+from save_dist.data.source import SomaSource, StoreLocator
 
 CONDITIONS = ConditionsConfig(columns=["condition"])
 

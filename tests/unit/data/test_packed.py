@@ -59,7 +59,7 @@ def test_a_reader_is_good_for_reads_of_any_size(cells):
 
 
 def test_cells_split_over_arrow_tables(cells, monkeypatch):
-    monkeypatch.setattr("save_dist.data.source._LOCAL_BUFFER_BYTES", 8 * 1000)
+    monkeypatch.setattr("save_dist.data.opening._LOCAL_BUFFER_BYTES", 8 * 1000)
     packed = read(cells, cells.index.joinids)
     assert np.array_equal(dense(packed, 40), cells.counts_of(cells.index.joinids))
 

@@ -8,7 +8,7 @@ import pytest
 import tiledbsoma
 
 from save_dist.core.errors import DataError
-from save_dist.data import source as source_module
+from save_dist.data import opening
 from save_dist.data.csr import CsrCounts
 from save_dist.data.source import SomaSource, StoreLocator
 from save_dist.data.writer import (
@@ -145,7 +145,7 @@ def test_obs_is_indexed_by_joinid_and_holds_only_what_is_asked(store):
 
 
 def test_a_row_split_over_arrow_tables_is_whole(store, monkeypatch):
-    monkeypatch.setattr(source_module, "_LOCAL_BUFFER_BYTES", 64)
+    monkeypatch.setattr(opening, "_LOCAL_BUFFER_BYTES", 64)
     ids = np.arange(N_CELLS, dtype=np.int64)
     with SomaSource(store) as source:
         assert sum(1 for _ in source.read_entries(ids)) > 5

@@ -57,6 +57,14 @@ def test_a_cell_is_the_same_beside_other_conditions(bundle):
     np.testing.assert_array_equal(among.latent[16:32], alone.latent)
 
 
+def test_threads_that_draw_change_nothing(bundle, monkeypatch):
+    found = []
+    for n_threads in (1, 3, 20):  # of minibatches of 8, the last of 3 cells
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
+        found.append(sample(bundle, T_STIM, n_cells=19))
+    assert all(equal(found[0], other) for other in found[1:])
+
+
 def test_more_cells_leave_the_first_ones_as_they_are(bundle):
     few, many = sample(bundle, T_STIM, n_cells=8), sample(bundle, T_STIM, n_cells=24)
     np.testing.assert_array_equal(many.counts[:8], few.counts)
